@@ -1,0 +1,60 @@
+"""Every check of this repository.  `nox` runs the default ones; `nox -l` lists all, `nox -s NAME -- ARGS` runs one."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.10"
+nox.options.sessions = ["lint", "types", "tests"]  # the tests come last, so that a log ends with their result
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+nox.options.error_on_missing_interpreters = False  # `tests_all` reports each one it had to skip
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = nox.project.python_versions(PROJECT)
+QUICK = ("-m", "not slow")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's rules; lines are wrapped by hand, so its formatter is not run."""
+    session.install(*(r for r in PROJECT["project"]["optional-dependencies"]["lint"] if r.startswith("ruff")))
+    session.run("ruff", "check", *(session.posargs or ["."]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict, over the library and its tests."""
+    session.install("-e", ".[test,lint]")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test that is not slow, with branch coverage; with arguments, those tests alone and no coverage."""
+    session.install("-e", ".[test]")
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    else:
+        session.run("pytest", "-n", "auto", *QUICK, "--cov")
+
+
+@nox.session(python=SUPPORTED)
+def tests_all(session: nox.Session) -> None:
+    """The same tests under each supported Python that this machine has."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "auto", *(session.posargs or QUICK))
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """The slow tests, with more of Hypothesis's examples."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "auto", "-m", "slow", *session.posargs, env={"HYPOTHESIS_PROFILE": "long"})
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure; arguments are those of `python -m benchmarks`."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)
