@@ -1,0 +1,88 @@
+"""resetguard: crash-safe, transactional resets of per-user estimator state over an ACID versioned LMDB store.
+
+Start with `Store.open`, `ResetManager` and `Processor`; ARCHITECTURE.md tells how they fit together.
+"""
+
+from statemachine.breaker import BreakerPolicy
+from statemachine.clock import Clock, Ids
+from statemachine.errors import (
+    BreakerOpen,
+    CommitInDoubt,
+    ConflictError,
+    ContractBroken,
+    FixTheInput,
+    InvalidInput,
+    InvalidTransition,
+    InvariantViolation,
+    MutationFailed,
+    ResetError,
+    ResetValidationError,
+    StoreBusy,
+    StoreCorrupt,
+    StoreForeign,
+    StoreFull,
+    StoreHurt,
+    StoreUnavailable,
+    TryLater,
+    UserUnknown,
+    VersionPruned,
+)
+from statemachine.estimator import BODY_WEIGHT, BodyWeight, Estimator, Operation
+from statemachine.machine import Phase
+from statemachine.manager import ResetManager
+from statemachine.policy import ResetParameters, ResetPolicy
+from statemachine.processor import Outcome, Processor
+from statemachine.state import EstimatorState, Measurement, Reading
+from statemachine.store import Store, StoreLimits
+from statemachine.store.records import Loaded
+from statemachine.transaction import Checkpoint, ResetResult, ResetTransaction
+from statemachine.validation import Limits, Rule, StateValidator, Violation
+
+__all__ = [
+    "BODY_WEIGHT",
+    "BodyWeight",
+    "BreakerOpen",
+    "BreakerPolicy",
+    "Checkpoint",
+    "Clock",
+    "CommitInDoubt",
+    "ConflictError",
+    "ContractBroken",
+    "Estimator",
+    "EstimatorState",
+    "FixTheInput",
+    "Ids",
+    "InvalidInput",
+    "InvalidTransition",
+    "InvariantViolation",
+    "Limits",
+    "Loaded",
+    "Measurement",
+    "MutationFailed",
+    "Operation",
+    "Outcome",
+    "Phase",
+    "Processor",
+    "Reading",
+    "ResetError",
+    "ResetManager",
+    "ResetParameters",
+    "ResetPolicy",
+    "ResetResult",
+    "ResetTransaction",
+    "ResetValidationError",
+    "Rule",
+    "StateValidator",
+    "Store",
+    "StoreBusy",
+    "StoreCorrupt",
+    "StoreForeign",
+    "StoreFull",
+    "StoreHurt",
+    "StoreLimits",
+    "StoreUnavailable",
+    "TryLater",
+    "UserUnknown",
+    "VersionPruned",
+    "Violation",
+]

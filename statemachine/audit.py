@@ -1,0 +1,225 @@
+"""What the audit log says: one row an attempt or administrative act, hash-chained, and its copy as structlog events.
+
+A stored row is ``prev_hash (32) | digest (32) | length of public (4, big-endian) | public JSON | personal JSON``, and its
+hash is sha256(prev_hash | digest | public JSON), where digest is sha256 of the personal JSON.  So the personal part may
+be erased later and the chain still verifies (INV-10); a random salt in it keeps the digest from being guessed back.
+
+The stored log is the record.  structlog gets a best-effort copy, in order, from a thread of its own: a sink that blocks
+or raises loses events, which are counted, and never delays or fails a commit.  The library never configures structlog;
+the command does, by `configure_for_command`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import structlog
+
+from statemachine.clock import iso
+from statemachine.errors import StoreCorrupt
+from statemachine.validation import Violation
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+GENESIS: Final = bytes(32)
+EVENTS_QUEUED_MAX: Final = 10_000
+FLUSH_S_MAX: Final = 2.0
+_HEADER_BYTES: Final = 68
+
+
+class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One operation of an attempt: its name, how long it and its validation took, and whether it became a checkpoint."""
+
+    name: str
+    duration_us: int = 0
+    ok: bool = True
+
+
+class Public(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of a row that names nobody; it is hashed as it is and never erased.  Instants are us since 1970 UTC."""
+
+    event: str
+    outcome: str = ""
+    attempt_id: str = ""
+    kind: str = ""
+    phase: str = ""
+    base_version: int | None = None
+    new_version: int | None = None
+    head_author: str = ""
+    breaker_mode: str = ""
+    breaker_generation: int | None = None
+    duration_us: int | None = None
+    trace_id: str = ""
+    owner: int = 0
+    written_us: int = 0
+    seq: int = 0
+    store_id: str = ""
+
+
+class Personal(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of a row about a person or by one; erasing it leaves its digest."""
+
+    user: str = ""
+    at_us: int | None = None
+    trigger: str = ""
+    reason: str = ""
+    actor: str = ""
+    operations: tuple[Operation, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    error: str = ""
+    delta_x: tuple[float, ...] | None = None
+    delta_P: tuple[float, ...] | None = None  # noqa: N815 - the literature's letter
+    details: dict[str, Any] = {}
+    salt: bytes = b""
+
+
+class Entry(NamedTuple):
+    """A row before the store has given it its place: seq, owner, store id and the instant of writing are the store's."""
+
+    public: Public
+    personal: Personal
+    context: dict[str, Any] | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_public = msgspec.json.Decoder(Public).decode
+_decode_personal = msgspec.json.Decoder(Personal).decode
+
+
+def row_bytes(entry: Entry, public: Public, prev_hash: bytes) -> tuple[bytes, bytes]:
+    """The stored bytes of a row in its place, and its hash (32 bytes)."""
+    personal = _encode(entry.personal)
+    digest = hashlib.sha256(personal).digest()
+    body = _encode(public)
+    return b"".join((prev_hash, digest, len(body).to_bytes(4, "big"), body, personal)), row_hash(prev_hash, digest, body)
+
+
+def row_hash(prev_hash: bytes, digest: bytes, public: bytes) -> bytes:
+    """The hash that the next row carries as its `prev_hash`."""
+    return hashlib.sha256(prev_hash + digest + public).digest()
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A row as stored: `erased` is true when its personal part was dropped and only its digest is kept."""
+
+    public: Public
+    personal: Personal
+    prev_hash: bytes
+    hash: bytes
+    erased: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row under the names of the audit schema, instants as ISO 8601 text in UTC."""
+        p, q = self.public, self.personal
+        return {
+            "store_id": p.store_id, "seq": p.seq, "at": None if q.at_us is None else iso(q.at_us),
+            "written_at": iso(p.written_us), "event": p.event, "attempt_id": p.attempt_id or None, "owner": p.owner,
+            "trace_id": p.trace_id or None, "user": q.user or None, "kind": p.kind or None, "trigger": q.trigger or None,
+            "reason": q.reason or None, "actor": q.actor or None, "base_version": p.base_version,
+            "new_version": p.new_version, "head_author": p.head_author or None, "phase": p.phase or None,
+            "outcome": p.outcome or None,
+            "operations": [{"name": o.name, "duration_us": o.duration_us, "ok": o.ok} for o in q.operations],
+            "violations": [v._asdict() for v in q.violations], "error": q.error or None,
+            "delta_x": q.delta_x, "delta_P": q.delta_P, "details": q.details, "duration_us": p.duration_us,
+            "breaker": None if p.breaker_generation is None else
+            {"mode": p.breaker_mode, "generation": p.breaker_generation},
+            "erased": self.erased, "prev_hash": self.prev_hash.hex(), "hash": self.hash.hex(),
+        }
+
+
+def parse(data: bytes) -> Row:
+    """The row in `data`; raises StoreCorrupt when it is torn or its personal part does not match its digest."""
+    prev_hash, digest = data[:32], data[32:64]
+    end = _HEADER_BYTES + int.from_bytes(data[64:68], "big")
+    body, personal = data[_HEADER_BYTES:end], data[end:]
+    if personal and hashlib.sha256(personal).digest() != digest:
+        message = "an audit row's personal part does not match its digest"
+        raise StoreCorrupt(message)
+    try:
+        public = _decode_public(body)
+        person = _decode_personal(personal) if personal else Personal()
+    except msgspec.MsgspecError as error:
+        message = f"an audit row does not decode: {error}"
+        raise StoreCorrupt(message) from error
+    return Row(public, person, prev_hash, row_hash(prev_hash, digest, body), erased=not personal)
+
+
+class Emitter:
+    """Copies committed rows to structlog from one daemon thread; `dropped` counts what a slow or failing sink lost."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | threading.Event] = queue.Queue(EVENTS_QUEUED_MAX)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.dropped = 0
+
+    def emit(self, row: Row, context: dict[str, Any] | None) -> None:
+        """Queue the row; returns at once whatever the sink does."""
+        if self._thread is None:
+            self._start()
+        try:
+            self._queue.put_nowait((row, context))
+        except queue.Full:
+            self.dropped += 1
+
+    def flush(self, timeout_s: float = FLUSH_S_MAX) -> bool:
+        """Wait until all that was queued has been handed over, at most `timeout_s`; whether it was."""
+        if self._thread is None:
+            return True
+        done = threading.Event()
+        try:
+            self._queue.put(done, timeout=timeout_s)
+        except queue.Full:
+            return False
+        return done.wait(timeout_s)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="resetguard-events", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def _run(self) -> None:
+        logger = structlog.get_logger("resetguard")
+        while True:
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            row, context = item
+            fields = {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
+            try:
+                logger.info(fields.pop("event"), **{**(context or {}), **fields})
+            except Exception:  # noqa: BLE001 - whatever a sink raises, the stored log is the record
+                self.dropped += 1
+
+
+def context_now() -> dict[str, Any] | None:
+    """The caller's structlog contextvars, to be attached to the events of its attempt."""
+    return structlog.contextvars.get_contextvars() or None
+
+
+def configure_for_command(*, verbose: bool) -> None:
+    """Send this process's events to standard error as JSON lines, or nowhere; for the command alone, never the library."""
+    shown = (structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _json_line)
+    structlog.configure(
+        processors=shown if verbose else (_dropped,),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _dropped(_logger: Any, _method: str, _event: MutableMapping[str, Any]) -> str:
+    raise structlog.DropEvent
+
+
+def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()

@@ -1,0 +1,102 @@
+"""Bytes and values: the frame around every stored record, and the records that are the same for every estimator.
+
+Frame: magic (1) | schema (1) | flags (1) | zero (1) | length of what follows the frame (4, little-endian) |
+XXH3-64 over key, first eight bytes and content (8).  The key is part of the checksum, so a record that turns up under
+another key, user or version than its own does not verify.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, TypeVar
+
+import msgspec
+import xxhash
+import zstandard
+
+from statemachine.errors import StoreCorrupt, StoreForeign
+from statemachine.state import Reading
+
+T = TypeVar("T")
+
+MAGIC: Final = 0xD7
+SCHEMA: Final = 1
+COMPRESSED: Final = 1
+RECORD_BYTES_MAX: Final = 1 << 24
+_HEAD: Final = struct.Struct("<BBBxI")
+_SUM: Final = struct.Struct("<Q")
+_FRAME_BYTES: Final = _HEAD.size + _SUM.size
+_STEP: Final = struct.Struct("<BBqd")
+
+STEP: Final = 1
+IMAGE: Final = 2
+
+
+def seal(key: bytes, content: bytes, *, compress: bool = False) -> bytes:
+    """The record to store under `key`."""
+    flags = 0
+    if compress:
+        content, flags = zstandard.ZstdCompressor(level=9).compress(content), COMPRESSED
+    head = _HEAD.pack(MAGIC, SCHEMA, flags, len(content))
+    return b"".join((head, _SUM.pack(xxhash.xxh3_64_intdigest(key + head + content)), content))
+
+
+def unseal(key: bytes, record: bytes) -> bytes:
+    """The content of a record read from `key`; raises StoreCorrupt, or StoreForeign for a schema unknown here."""
+    if len(record) < _FRAME_BYTES or record[0] != MAGIC:
+        message = f"the record at key {key!r} is not one of resetguard's"
+        raise StoreCorrupt(message)
+    head, content = record[:8], record[_FRAME_BYTES:]
+    if _SUM.unpack_from(record, 8)[0] != xxhash.xxh3_64_intdigest(key + head + content):
+        message = f"the record at key {key!r} fails its checksum"
+        raise StoreCorrupt(message)
+    _, schema, flags, length = _HEAD.unpack(head)
+    if schema != SCHEMA:
+        message = f"the record at key {key!r} has schema {schema}; this program knows {SCHEMA}: use a newer resetguard"
+        raise StoreForeign(message)
+    if length != len(content) or flags & ~COMPRESSED:
+        message = f"the record at key {key!r} is torn"
+        raise StoreCorrupt(message)
+    if flags & COMPRESSED:
+        try:
+            content = zstandard.ZstdDecompressor().decompress(content, max_output_size=RECORD_BYTES_MAX)
+        except zstandard.ZstdError as error:
+            message = f"the record at key {key!r} does not decompress: {error}"
+            raise StoreCorrupt(message) from error
+    return content
+
+
+def pack(value: Any) -> bytes:
+    """msgpack of a record struct."""
+    return _encoder.encode(value)
+
+
+def unpack(kind: type[T], content: bytes) -> T:
+    """The record struct in `content`; raises StoreCorrupt when it is none."""
+    try:
+        return msgspec.msgpack.decode(content, type=kind)
+    except msgspec.MsgspecError as error:
+        message = f"a {kind.__name__} record does not decode: {error}"
+        raise StoreCorrupt(message) from error
+
+
+def encode_step(reading: Reading, kernel: int) -> bytes:
+    """A step of the log: kind, kernel, instant, effective R and the values; 26 bytes for body weight."""
+    return _STEP.pack(STEP, kernel, reading.at_us, reading.r) + struct.pack(f"<{len(reading.values)}d", *reading.values)
+
+
+def decode_step(content: bytes) -> tuple[Reading, int]:
+    """The reading and the kernel number of a step; raises StoreCorrupt for anything else."""
+    try:
+        kind, kernel, at_us, r = _STEP.unpack_from(content)
+        values = struct.unpack(f"<{(len(content) - _STEP.size) // 8}d", content[_STEP.size:])
+    except struct.error as error:
+        message = f"a step record does not decode: {error}"
+        raise StoreCorrupt(message) from error
+    if kind != STEP:
+        message = f"a step record has kind {kind}"
+        raise StoreCorrupt(message)
+    return Reading(at_us, values, r), kernel
+
+
+_encoder = msgspec.msgpack.Encoder()

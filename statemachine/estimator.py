@@ -1,0 +1,249 @@
+"""What a kind of state supplies to the guard (`Estimator`), and the built-in one: body weight.
+
+The guard, the log and the replay are generic: they only ever call what is declared here.  `step` reads its arguments
+and nothing else, and uses + - * / on doubles alone, so that a replay gives the same bits on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from statemachine import kalman
+from statemachine.clock import US_PER_DAY, from_us, to_us
+from statemachine.errors import InvalidInput, StoreCorrupt
+from statemachine.policy import ResetParameters
+from statemachine.state import Adaptation, Counters, EstimatorState, Kalman, Measurement, Reading
+from statemachine.validation import Limits, Rule, body_weight_rules
+
+
+class Operation(NamedTuple):
+    """One named mutation of a reset: from the state before it (None: nothing stored yet) to the state after it."""
+
+    name: str
+    run: Callable[[Any], Any]
+
+
+class Estimator(Protocol):
+    """A kind of state: its codec, its rules and its arithmetic.  All methods are pure.
+
+    `schema` numbers the encoding, `kernel` the arithmetic of `step`; both are stored and must be raised with any change.
+    """
+
+    name: str
+    schema: int
+    kernel: int
+    rules: tuple[Rule, ...]
+
+    def encode(self, state: Any) -> bytes:
+        """The state as bytes; equal states give equal bytes."""
+
+    def decode(self, data: bytes) -> Any:
+        """The state from its bytes, bit for bit; raises StoreCorrupt for anything else."""
+
+    def is_state(self, value: Any) -> bool:
+        """Whether `value` is one of this estimator's states, and not merely something like it."""
+
+    def at_us(self, state: Any) -> int:
+        """The instant of the state, in microseconds since 1970 UTC."""
+
+    def reading(self, measurement: Any) -> Reading:
+        """What the log keeps of a measurement, in the estimator's own units; raises InvalidInput for what is none."""
+
+    def step(self, state: Any, reading: Reading) -> Any:
+        """The state after an accepted measurement."""
+
+    def nis(self, state: Any, reading: Reading) -> float:
+        """Normalised innovation squared of the reading, divided by its degrees of freedom where there are several."""
+
+    def change(self, state: Any, reading: Reading) -> float:
+        """How far the reading lies from the estimate, in the estimator's own unit."""
+
+    def spread(self, state: Any, earlier: Reading, later: Reading) -> float:
+        """d^2 / (2R + q dt) of two readings: whether they can belong to one course."""
+
+    def adapting(self, state: Any, at_us: int) -> bool:
+        """Whether the noise is still widened at an instant, so that a NIS then says little about consistency."""
+
+    def operations(self, how: ResetParameters, reading: Reading | None, at_us: int) -> tuple[Operation, ...]:
+        """The mutations of a reset at `at_us` that rests on `reading`, or on the state itself where it is None."""
+
+    def deltas(self, before: Any, after: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """delta_x and delta_P (row by row) that a reset made, for those who follow the state; before None counts as zeros."""
+
+
+SOURCE_MULTIPLIERS: Final[Mapping[str, float]] = {
+    "care team": 0.5, "care team upload": 0.5, "care team entry": 0.5,
+    "patient upload": 0.7, "user upload": 0.7, "manual": 0.7, "manual entry": 0.7,
+    "questionnaire": 0.8, "initial questionnaire": 0.8, "internal questionnaire": 0.8,
+    "device": 1.0, "patient device": 1.0, "scale": 1.0,
+    "connected health": 1.5, "glucose meter": 3.0,
+}
+"""Observation-noise multipliers by source; a source not listed has 1.0, is not manual, and is reported."""
+
+_PAIR: Final = struct.Struct("<qd")
+_TREND_SD_KG_PER_DAY: Final = 0.05
+
+
+def source_name(source: str) -> str:
+    """A source as it is looked up: lower case, words separated by one space."""
+    return " ".join(source.lower().replace("-", " ").replace("_", " ").split())
+
+
+class BodyWeight:
+    """Body weight in kg and its trend in kg/day, by the filter of `statemachine.kalman`.
+
+    `r_kg2`: variance of a reading from a source of multiplier 1.  `q_level` in kg^2/day, `q_trend` in (kg/day)^2/day.
+    How these were chosen is in docs/decisions/0003.
+    """
+
+    name = "body-weight"
+    schema = 1
+    kernel = kalman.KERNEL
+
+    def __init__(
+        self, *, r_kg2: float = 0.15, q_level: float = 0.05, q_trend: float = 1e-4, limits: Limits | None = None,
+        sources: Mapping[str, float] = SOURCE_MULTIPLIERS,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.r_kg2 = float(r_kg2)
+        self.q_level = float(q_level)
+        self.q_trend = float(q_trend)
+        self.sources = dict(sources)
+        self.rules = body_weight_rules(self.limits)
+        self._multiplier: dict[str, float] = {}
+
+    def encode(self, state: EstimatorState) -> bytes:
+        """msgpack of the four parts, the buffer packed as little-endian (int64 us, float64 kg) pairs."""
+        a = state.adaptation
+        packed = b"".join([_PAIR.pack(at_us, weight_kg) for at_us, weight_kg in state.buffer])
+        reset_us = None if a.reset_at is None else to_us(a.reset_at)
+        rest = (reset_us, a.count, a.g, a.decay, a.rate, a.level, a.trend, a.observation, a.measurements, a.until_us)
+        return _encode((state.kalman, packed, rest, state.counters))
+
+    def decode(self, data: bytes) -> EstimatorState:
+        """The state, bit for bit; raises StoreCorrupt for bytes that are none."""
+        try:
+            k, packed, (reset_us, *rest), counters = _decode(data)
+            reset_at = None if reset_us is None else from_us(reset_us)
+            return EstimatorState(Kalman(*k), tuple(_PAIR.iter_unpack(packed)), Adaptation(reset_at, *rest), Counters(*counters))
+        except (msgspec.MsgspecError, struct.error, TypeError, ValueError, OverflowError) as error:
+            message = f"a body-weight state does not decode: {error}"
+            raise StoreCorrupt(message) from error
+
+    def is_state(self, value: Any) -> bool:
+        """Whether `value` is an `EstimatorState`."""
+        return type(value) is EstimatorState
+
+    def at_us(self, state: EstimatorState) -> int:
+        """The instant of the estimate."""
+        return state.kalman.at_us
+
+    def reading(self, measurement: Measurement) -> Reading:
+        """The measurement in kg with the variance of its source; raises InvalidInput unless it is finite and above 0."""
+        weight_kg = measurement.weight_kg
+        if not 0.0 < weight_kg < math.inf:
+            message = f"{measurement.value} {measurement.unit} is no weight; it must be a finite number above 0"
+            raise InvalidInput(message, user=measurement.user)
+        return Reading(measurement.at_us, (weight_kg,), self.r_kg2 * self.multiplier(measurement.source))
+
+    def multiplier(self, source: str) -> float:
+        """The noise multiplier of a source, 1.0 where it is not known."""
+        found = self._multiplier.get(source)
+        if found is None:
+            found = self.sources.get(source_name(source), 1.0)
+            if len(self._multiplier) < 10_000:  # noqa: PLR2004 - a memo; sources come from files
+                self._multiplier[source] = found
+        return found
+
+    def step(self, state: EstimatorState, reading: Reading) -> EstimatorState:
+        """Predict to the reading's instant and update with it; the buffer and the adaptation move on by one."""
+        k, a = state.kalman, state.adaptation
+        z = reading.values[0]
+        x0, x1, p00, p01, p11 = kalman.update(kalman.predict(k, a, reading.at_us, reading.r), z)
+        return EstimatorState(
+            Kalman(x0, x1, p00, p01, p01, p11, k.q0, k.q1, k.r, reading.at_us, k.dt_days_max),
+            (*state.buffer[1 - self.limits.buffer_readings_max:], (reading.at_us, z)),
+            Adaptation(a.reset_at, a.count + 1, a.g * a.decay, a.decay, a.rate, a.level, a.trend, a.observation,
+                       a.measurements, a.until_us),
+            state.counters,
+        )
+
+    def nis(self, state: EstimatorState, reading: Reading) -> float:
+        """(z - H x)^2 / S at the reading's instant; chi-square of one degree of freedom when consistent."""
+        return kalman.nis(kalman.predict(state.kalman, state.adaptation, reading.at_us, reading.r), reading.values[0])
+
+    def adapting(self, state: EstimatorState, at_us: int) -> bool:
+        """Whether fewer than N measurements or D days have passed since the reset."""
+        return kalman.is_adapting(state.adaptation, at_us)
+
+    def change(self, state: EstimatorState, reading: Reading) -> float:
+        """The distance of the reading from the estimate, in kg."""
+        return abs(reading.values[0] - state.kalman.x0)
+
+    def spread(self, state: EstimatorState | None, earlier: Reading, later: Reading) -> float:
+        """d^2 / (2R + q dt), R the larger variance of the two, q the base level noise."""
+        d = later.values[0] - earlier.values[0]
+        q = self.q_level if state is None else state.kalman.q0
+        return d * d / (2.0 * max(earlier.r, later.r) + q * (later.at_us - earlier.at_us) / US_PER_DAY)
+
+    def operations(self, how: ResetParameters, reading: Reading | None, at_us: int) -> tuple[Operation, ...]:
+        """Replace the filter, clear the buffer, restart the adaptation, take in the reading.
+
+        P becomes diag(variance * R, 0.05^2); with no reading `x` and the buffer stay.
+        """
+        def restart(s: EstimatorState) -> EstimatorState:
+            return s.replace(adaptation=self._adaptation(how, at_us),
+                             counters=msgspec.structs.replace(s.counters, adaptation=s.counters.adaptation + 1))
+
+        if reading is None:
+            return (Operation("replace covariance", lambda s: self._widened(how, s)), Operation("restart adaptation", restart))
+        z = reading.values[0]
+
+        def clear(s: EstimatorState) -> EstimatorState:
+            return s.replace(buffer=(), counters=msgspec.structs.replace(s.counters, buffer=s.counters.buffer + 1))
+
+        return (
+            Operation("replace filter", lambda s: self._replaced(how, s, reading)),
+            Operation("clear buffer", clear),
+            Operation("restart adaptation", restart),
+            Operation("admit first measurement", lambda s: s.replace(buffer=(*s.buffer, (reading.at_us, z)))),
+        )
+
+    def _adaptation(self, how: ResetParameters, at_us: int) -> Adaptation:
+        return Adaptation(from_us(at_us), 0, 1.0, math.exp(-1.0 / how.rate), how.rate, how.level, how.trend, how.observation,
+                          how.measurements, at_us + int(how.days * US_PER_DAY))
+
+    def _widened(self, how: ResetParameters, s: EstimatorState) -> EstimatorState:
+        p00, p11 = how.variance * s.kalman.r, _TREND_SD_KG_PER_DAY * _TREND_SD_KG_PER_DAY
+        return s.replace(p00=p00, p01=0.0, p10=0.0, p11=p11, counters=msgspec.structs.replace(s.counters, P=s.counters.P + 1))
+
+    def _replaced(self, how: ResetParameters, s: EstimatorState | None, reading: Reading) -> EstimatorState:
+        if s is None:
+            bare = Kalman(0.0, 0.0, 1.0, 0.0, 0.0, 1.0, self.q_level, self.q_trend, self.r_kg2, reading.at_us, self.limits.dt_days_max)
+            s = EstimatorState(bare, (), self._adaptation(how, reading.at_us), Counters())
+        elif s.buffer and s.buffer[-1][0] >= reading.at_us:
+            # A reset that goes back to the start of a run takes the later readings with it.
+            s = s.replace(buffer=tuple(pair for pair in s.buffer if pair[0] < reading.at_us))
+        widened = self._widened(how, s)
+        return widened.replace(x0=reading.values[0], x1=0.0, at_us=reading.at_us,
+                               counters=msgspec.structs.replace(widened.counters, x=widened.counters.x + 1))
+
+    def deltas(self, before: EstimatorState | None, after: EstimatorState) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """delta_x (2) in kg and kg/day, delta_P (4) row by row in their squares."""
+        a = after.kalman
+        if before is None:
+            return (a.x0, a.x1), (a.p00, a.p01, a.p10, a.p11)
+        b = before.kalman
+        return (a.x0 - b.x0, a.x1 - b.x1), (a.p00 - b.p00, a.p01 - b.p01, a.p10 - b.p10, a.p11 - b.p11)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+BODY_WEIGHT: Final = BodyWeight()
+"""The built-in estimator with its default figures."""

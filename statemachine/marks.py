@@ -1,0 +1,176 @@
+"""Marks: one memory-mapped, locked file an owner, holding the audit row to write for each attempt if nothing else is.
+
+A slot is filled before user code runs, at no fsync of its own: the page cache keeps it when the process dies.  Whoever
+finds the file unlocked afterwards settles it.  Slot: state (1) | zero (1) | length (2) | CRC-32 of the content (4) | content;
+the state byte is written last, so that a slot half-written by a dying process is empty.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from statemachine.audit import Entry, Personal, Public
+from statemachine.errors import StoreUnavailable
+
+SLOT_BYTES: Final = 1024
+SLOTS: Final = 2048
+TEXT_CHARS_MAX: Final = 60
+_SLOT: Final = struct.Struct("<BxHI")
+
+FREE: Final = 0
+RUNNING: Final = 1
+WAITING: Final = 2
+ENDED: Final = 3
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """What a slot holds: the attempt, and the row that will stand for it if nothing else does."""
+
+    state: int
+    event: str
+    outcome: str
+    attempt_id: str
+    user: str
+    kind: str
+    suspect: str
+    base_version: int
+    generation: int
+    at_us: int
+    trigger: str = ""
+    reason: str = ""
+    actor: str = ""
+    error: str = ""
+
+    def entry(self) -> Entry:
+        """The row that this mark stands for."""
+        public = Public(event=self.event, outcome=self.outcome, attempt_id=self.attempt_id, kind=self.kind,
+                        base_version=self.base_version, breaker_generation=self.generation)
+        return Entry(public, Personal(user=self.user, at_us=self.at_us, trigger=self.trigger, reason=self.reason,
+                                      actor=self.actor, error=self.error))
+
+
+class Marks:
+    """This process's own file of marks; its lock lives as long as the process, or until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._guard = threading.Lock()
+        self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Allocated, not sparse: on a full disk a first write into a hole would kill the process.
+        os.posix_fallocate(self._descriptor, 0, SLOT_BYTES * SLOTS)
+        self._map = mmap.mmap(self._descriptor, SLOT_BYTES * SLOTS)
+        self._free = list(range(SLOTS - 1, -1, -1))
+        self._ended: dict[int, Mark] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether few slots are left, so that a commit should come first."""
+        return len(self._free) < SLOTS // 8
+
+    def fill(self, mark: Mark) -> int:
+        """Put the mark into a free slot; its number.  Survives the death of the process on return, not a power cut."""
+        with self._guard:
+            if not self._free:
+                message = f"{SLOTS} attempts are under way in this process; end some before beginning more"
+                raise StoreUnavailable(message)
+            slot = self._free.pop()
+        self.write(slot, mark)
+        return slot
+
+    def write(self, slot: int, mark: Mark) -> None:
+        """Change what a slot says; one of state ENDED is written to the audit log by the next commit."""
+        content = msgspec.msgpack.encode(mark)
+        start = slot * SLOT_BYTES
+        if len(content) > SLOT_BYTES - _SLOT.size:
+            cut = {name: getattr(mark, name)[:TEXT_CHARS_MAX] for name in ("trigger", "reason", "actor", "error")}
+            content = msgspec.msgpack.encode(msgspec.structs.replace(mark, **cut))
+        self._map[start] = FREE
+        self._map[start:start + _SLOT.size + len(content)] = _SLOT.pack(FREE, len(content), zlib.crc32(content)) + content
+        self._map[start] = mark.state
+        if mark.state == ENDED:
+            with self._guard:
+                self._ended[slot] = mark
+
+    def state(self, slot: int, state: int) -> None:
+        """Change only whether user code is running."""
+        self._map[slot * SLOT_BYTES] = state
+
+    def release(self, slot: int) -> None:
+        """Empty a slot whose attempt has its outcome in the log."""
+        self._map[slot * SLOT_BYTES] = FREE
+        with self._guard:
+            self._ended.pop(slot, None)
+            self._free.append(slot)
+
+    def ended(self) -> dict[int, Mark]:
+        """The rows that wait for the next commit, by slot, oldest first."""
+        with self._guard:
+            return dict(self._ended)
+
+    def close(self) -> None:
+        """Let go of the lock and remove the file; what it still held must have been written before."""
+        self.path.unlink(missing_ok=True)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the lock and leave the file for the next owner to settle."""
+        self._map.close()
+        os.close(self._descriptor)
+
+    def forget_in_child(self) -> None:
+        """In a forked child: close the descriptor, so that the child does not keep the parent's lock."""
+        os.close(self._descriptor)
+
+
+class DeadMarks:
+    """Another owner's file, taken over: None of its slots can change any more."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, path: Path) -> DeadMarks | None:
+        """Lock the file of an owner that is gone; None while it lives (a stopped process lives)."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return cls(path, descriptor)
+
+    def marks(self) -> list[Mark]:
+        """Every whole mark in the file, in the order of its slots, with the state it was left in."""
+        found = []
+        data = os.pread(self._descriptor, SLOT_BYTES * SLOTS, 0)
+        for start in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
+            state, length, checksum = _SLOT.unpack_from(data, start)
+            content = data[start + _SLOT.size:start + _SLOT.size + length]
+            if state == FREE or zlib.crc32(content) != checksum:
+                continue
+            mark = msgspec.msgpack.decode(content, type=Mark)
+            found.append(msgspec.structs.replace(mark, state=state))
+        return found
+
+    def remove(self) -> None:
+        """Delete the file; its rows are in the log."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def leave(self) -> None:
+        """Let go of it unsettled."""
+        os.close(self._descriptor)

@@ -1,0 +1,307 @@
+"""StateValidator: rules that a state must obey before it may become durable, and again when it is read (INV-04).
+
+A rule looks at one state and yields a `Violation` for each thing wrong.  Validation never raises for bad data: a rule
+that does is itself reported as violated.  NaN is caught by writing each check as `if not (low <= value <= high)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import xxhash
+
+from statemachine.clock import to_us
+from statemachine.state import Adaptation, Counters, EstimatorState, Kalman
+
+DEPTH_MAX: Final = 32
+VIOLATIONS_MAX: Final = 20
+TEXT_CHARS_MAX: Final = 120
+DECAY_ERROR_MAX: Final = 1e-12
+COUNT_MAX: Final = 2**53
+
+
+class Violation(NamedTuple):
+    """One broken rule: which, where in the state, the value found (as text), the limit, and its unit."""
+
+    rule: str
+    path: str
+    value: str
+    limit: str
+    unit: str = ""
+
+    def __str__(self) -> str:
+        """One readable line, with the unit."""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.rule}: {self.path} is {self.value}{unit}, must be {self.limit}"
+
+
+Check = Callable[[Any, int | None, Any], Iterable[Violation]]
+
+
+class Rule(NamedTuple):
+    """A named check; `limits` enters the fingerprint of the rules.
+
+    It is called with the state, the present in us (None: no present to compare with), and either None or a state that
+    has passed this rule already: what is the very same object there need not be looked at again.
+    """
+
+    name: str
+    check: Check
+    limits: str = ""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a body-weight state may hold; every bound is inclusive."""
+
+    weight_kg_min: float = 20.0
+    weight_kg_max: float = 500.0
+    trend_kg_per_day_max: float = 1.5
+    r_kg2_min: float = 1e-3
+    r_kg2_max: float = 25.0
+    q_level_kg2_per_day_min: float = 1e-6
+    q_level_kg2_per_day_max: float = 4.0
+    q_trend_min: float = 1e-10
+    q_trend_max: float = 0.25
+    p_level_kg2_min: float = 1e-9
+    p_level_kg2_max: float = 1e4
+    p_trend_min: float = 1e-12
+    p_trend_max: float = 10.0
+    condition_max: float = 1e10
+    asymmetry_max: float = 1e-12
+    buffer_readings_max: int = 30
+    dt_days_max: float = 30.0
+    adaptation_measurements_max: int = 10_000
+
+
+class StateValidator:
+    """A fixed list of rules for one kind of state; users add their own with `with_rules`."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        text = "\n".join(f"{rule.name}\0{rule.limits}" for rule in self.rules)
+        self.fingerprint = xxhash.xxh3_64_hexdigest(text.encode())
+
+    def with_rules(self, *rules: Rule) -> StateValidator:
+        """A validator that checks these rules too."""
+        return StateValidator((*self.rules, *rules))
+
+    def validate(self, state: Any, now_us: int | None = None, known: Any = None) -> tuple[Violation, ...]:
+        """Every violation found, at most 20; empty when the state may become durable.  Never raises for bad data.
+
+        `now_us` is the present, in microseconds since 1970 UTC, for rules about the future; None skips those.
+        `known` is a state that has passed these very rules, from which this one was made.
+        """
+        found: list[Violation] = []
+        for rule in self.rules:
+            try:
+                if broken := rule.check(state, now_us, known):
+                    found.extend(broken)
+            except Exception as error:  # noqa: BLE001 - a rule that cannot judge the state has refused it
+                found.append(Violation(rule.name, "state", _text(error), "checkable without an error"))
+        return tuple(found[:VIOLATIONS_MAX])
+
+
+def _text(value: object) -> str:
+    text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else repr(value)
+    return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 3] + "..."
+
+
+def finite_everywhere(value: object, _now_us: int | None = None, _known: object = None) -> Iterable[Violation]:
+    """A rule body for any state: every number in it, however deep, is finite; structs, containers and arrays are walked."""
+    yield from _walk(value, "state", 0)
+
+
+def _walk(value: object, path: str, depth: int) -> Iterable[Violation]:
+    if depth > DEPTH_MAX:
+        yield Violation("finite", path, "nested deeper", f"nested at most {DEPTH_MAX} deep")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield Violation("finite", path, repr(value), "finite")
+    elif isinstance(value, np.ndarray):
+        if value.dtype == object or not np.all(np.isfinite(value)):
+            yield Violation("finite", path, _text(value), "an array of finite numbers")
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from _walk(getattr(value, name), f"{path}.{name}", depth + 1)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(item, f"{path}[{key!r}]", depth + 1)
+    elif isinstance(value, tuple | list | set | frozenset):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{path}[{index}]", depth + 1)
+
+
+def _outside(rule: str, path: str, value: object, low: float, high: float, unit: str = "") -> Violation:
+    return Violation(rule, path, _text(value), f"a float from {low:g} to {high:g}", unit)
+
+
+def body_weight_rules(limits: Limits) -> tuple[Rule, ...]:
+    """The inline rules of `EstimatorState`: shape, estimate, covariance, noise, buffer, adaptation, counters."""
+    text = repr(limits)
+    checks = {
+        "shape": _shape, "estimate": _estimate_check(limits), "covariance": _covariance_check(limits),
+        "noise": _noise_check(limits), "buffer": _buffer_check(limits), "adaptation": _adaptation_check(limits),
+        "counters": _counters,
+    }
+    return tuple(Rule(name, check, text) for name, check in checks.items())
+
+
+def _shape(s: EstimatorState, _now_us: int | None, _known: EstimatorState | None) -> list[Violation]:
+    if (type(s) is EstimatorState and type(s.kalman) is Kalman and type(s.buffer) is tuple
+            and type(s.adaptation) is Adaptation and type(s.counters) is Counters):
+        return []
+    parts = (("state", s, EstimatorState), ("kalman", s.kalman, Kalman), ("buffer", s.buffer, tuple),
+             ("adaptation", s.adaptation, Adaptation), ("counters", s.counters, Counters))
+    return [Violation("shape", path, type(value).__name__, f"a {wanted.__name__}")
+            for path, value, wanted in parts if type(value) is not wanted]
+
+
+def _estimate_check(limits: Limits) -> Check:
+    low, high, trend = limits.weight_kg_min, limits.weight_kg_max, limits.trend_kg_per_day_max
+
+    def estimate(s: EstimatorState, now_us: int | None, _known: EstimatorState | None) -> list[Violation]:
+        found = []
+        k = s.kalman
+        if not (type(k.x0) is float and low <= k.x0 <= high):
+            found.append(_outside("estimate", "x[0]", k.x0, low, high, "kg"))
+        if not (type(k.x1) is float and -trend <= k.x1 <= trend):
+            found.append(_outside("estimate", "x[1]", k.x1, -trend, trend, "kg/day"))
+        if type(k.at_us) is not int:
+            found.append(Violation("estimate", "at", _text(k.at_us), "an int", "us"))
+        elif now_us is not None and k.at_us > now_us:
+            found.append(Violation("estimate", "at", str(k.at_us), f"not after the present, {now_us}", "us"))
+        return found
+
+    return estimate
+
+
+def _covariance_check(limits: Limits) -> Check:
+    def covariance(s: EstimatorState, _now_us: int | None, _known: EstimatorState | None) -> list[Violation]:
+        found = []
+        k = s.kalman
+        p00, p01, p10, p11 = k.p00, k.p01, k.p10, k.p11
+        if not (type(p00) is float and limits.p_level_kg2_min <= p00 <= limits.p_level_kg2_max):
+            found.append(_outside("covariance", "P[0,0]", p00, limits.p_level_kg2_min, limits.p_level_kg2_max, "kg^2"))
+        if not (type(p11) is float and limits.p_trend_min <= p11 <= limits.p_trend_max):
+            found.append(_outside("covariance", "P[1,1]", p11, limits.p_trend_min, limits.p_trend_max, "kg^2/day^2"))
+        matrix = f"[[{p00}, {p01}], [{p10}, {p11}]]" if found else ""
+        if not (type(p01) is float and type(p10) is float and abs(p01 - p10) <= limits.asymmetry_max * (p00 + p11)):
+            found.append(Violation("covariance", "P", matrix or f"[[{p00}, {p01}], [{p10}, {p11}]]", "symmetric"))
+        determinant = p00 * p11 - p01 * p10
+        if not determinant > 0.0:
+            found.append(Violation("covariance", "P", matrix or f"[[{p00}, {p01}], [{p10}, {p11}]]", "positive definite"))
+            return found
+        trace = p00 + p11
+        # The larger eigenvalue squared over the determinant is the ratio of the two.
+        larger = 0.5 * (trace + math.sqrt(max(trace * trace - 4.0 * determinant, 0.0)))
+        if not larger * larger / determinant <= limits.condition_max:
+            found.append(_outside("covariance", "condition of P", larger * larger / determinant, 1.0, limits.condition_max))
+        return found
+
+    return covariance
+
+
+def _noise_check(limits: Limits) -> Check:
+    r_bounds = (limits.r_kg2_min, limits.r_kg2_max, "kg^2")
+    q_level = (limits.q_level_kg2_per_day_min, limits.q_level_kg2_per_day_max, "kg^2/day")
+    q_trend = (limits.q_trend_min, limits.q_trend_max, "(kg/day)^2/day")
+
+    def noise(s: EstimatorState, _now_us: int | None, known: EstimatorState | None) -> list[Violation]:
+        k, a = s.kalman, s.adaptation
+        if known is not None:
+            j, b = known.kalman, known.adaptation
+            if (k.r is j.r and k.q0 is j.q0 and k.q1 is j.q1 and k.dt_days_max is j.dt_days_max
+                    and a.observation is b.observation and a.level is b.level and a.trend is b.trend):
+                return []
+        # While adapting, the multiplied parameters are the ones in force.
+        bounded = (
+            ("R", k.r, *r_bounds), ("Q[0,0]", k.q0, *q_level), ("Q[1,1]", k.q1, *q_trend),
+            ("dt_days_max", k.dt_days_max, 1e-6, limits.dt_days_max, "days"), ("R adapting", k.r * a.observation, *r_bounds),
+            ("Q[0,0] adapting", k.q0 * a.level, *q_level), ("Q[1,1] adapting", k.q1 * a.trend, *q_trend),
+        )
+        return [_outside("noise", path, value, low, high, unit) for path, value, low, high, unit in bounded
+                if not (type(value) is float and low <= value <= high)]
+
+    return noise
+
+
+def _buffer_check(limits: Limits) -> Check:
+    low, high, most = limits.weight_kg_min, limits.weight_kg_max, limits.buffer_readings_max
+
+    def buffer(s: EstimatorState, _now_us: int | None, known: EstimatorState | None) -> list[Violation]:
+        found = []
+        readings, start = s.buffer, 0
+        if len(readings) > most:
+            found.append(Violation("buffer", "buffer", str(len(readings)), f"at most {most}", "readings"))
+        # Of a buffer that passed and moved on by one reading, only the newest is new.
+        if known is not None and 1 < len(readings) <= len(known.buffer) + 1 and readings[:-1] == known.buffer[1 - len(readings):]:
+            start = len(readings) - 1
+        before = readings[start - 1][0] if start else None
+        for index in range(start, len(readings)):
+            at_us, weight_kg = readings[index]
+            if not (type(weight_kg) is float and low <= weight_kg <= high):
+                found.append(_outside("buffer", f"buffer[{index}]", weight_kg, low, high, "kg"))
+            if type(at_us) is not int or (before is not None and at_us <= before):
+                found.append(Violation("buffer", f"buffer[{index}]", _text(at_us), "later than the one before it", "us"))
+            before = at_us
+        if before is not None and before > s.kalman.at_us:
+            limit = f"not after the state's own {s.kalman.at_us}"
+            found.append(Violation("buffer", f"buffer[{len(readings) - 1}]", _text(before), limit, "us"))
+        return found
+
+    return buffer
+
+
+def _is_count(value: object, high: int) -> bool:
+    return type(value) is int and 0 <= value <= high  # a bool is an int in Python, and no count
+
+
+def _miscount(rule: str, path: str, value: object, high: int) -> Violation:
+    return Violation(rule, path, _text(value), f"an int from 0 to {high}")
+
+
+def _adaptation_check(limits: Limits) -> Check:
+    most = limits.adaptation_measurements_max
+
+    def adaptation(s: EstimatorState, now_us: int | None, known: EstimatorState | None) -> list[Violation]:
+        found = []
+        a = s.adaptation
+        if not _is_count(a.count, COUNT_MAX):
+            found.append(_miscount("adaptation", "count", a.count, COUNT_MAX))
+        if not (type(a.g) is float and 0.0 <= a.g <= 1.0):
+            found.append(_outside("adaptation", "f", a.g, 0.0, 1.0))
+        elif a.count == 0 and a.g != 1.0:
+            found.append(Violation("adaptation", "f", _text(a.f), "0 at count 0"))
+        if known is not None:
+            b = known.adaptation
+            if (a.reset_at is b.reset_at and a.rate is b.rate and a.decay is b.decay and a.measurements is b.measurements
+                    and a.until_us is b.until_us):
+                return found
+        if not (type(a.rate) is float and 0.0 < a.rate < math.inf):
+            found.append(Violation("adaptation", "rate", _text(a.rate), "a float above 0", "measurements"))
+        elif not abs(a.decay - math.exp(-1.0 / a.rate)) <= DECAY_ERROR_MAX:
+            found.append(Violation("adaptation", "decay", _text(a.decay), "exp(-1/rate)"))
+        if not _is_count(a.measurements, most):
+            found.append(_miscount("adaptation", "measurements", a.measurements, most))
+        if type(a.until_us) is not int:
+            found.append(Violation("adaptation", "until", _text(a.until_us), "an int", "us"))
+        at = a.reset_at
+        if not isinstance(at, datetime) or at.tzinfo is None or at.utcoffset() is None:
+            found.append(Violation("adaptation", "reset_at", _text(at), "an aware datetime"))
+        elif now_us is not None and to_us(at) > now_us:
+            found.append(Violation("adaptation", "reset_at", at.isoformat(), "not in the future"))
+        return found
+
+    return adaptation
+
+
+def _counters(s: EstimatorState, _now_us: int | None, known: EstimatorState | None) -> list[Violation]:
+    if known is not None and s.counters is known.counters:
+        return []
+    return [_miscount("counters", name, getattr(s.counters, name), COUNT_MAX) for name in Counters.__struct_fields__
+            if not _is_count(getattr(s.counters, name), COUNT_MAX)]
