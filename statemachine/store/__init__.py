@@ -1,0 +1,442 @@
+"""Store: the ACID versioned store of estimator states, their log, their audit and their breakers.
+
+Invariants kept here: INV-01, INV-02 (one LMDB transaction a commit), INV-03 and INV-10 (outcome and effect together, the
+chain), INV-05 (versions without gaps, readable bit for bit), INV-06 (compare-and-set on what a draft was made from).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from statemachine import audit, codec
+from statemachine.audit import Row
+from statemachine.clock import Clock, Ids, SystemClock, SystemIds
+from statemachine.errors import InvalidInput, ResetError, StoreCorrupt, StoreForeign, StoreUnavailable, VersionPruned
+from statemachine.estimator import BODY_WEIGHT, Estimator
+from statemachine.marks import DeadMarks, Marks
+from statemachine.state import user_key
+from statemachine.store import engine as door
+from statemachine.store import keys, log
+from statemachine.store.committer import Committer, audit_tail
+from statemachine.store.draft import Draft, newest_version, record
+from statemachine.store.engine import Engine
+from statemachine.store.records import (
+    ACCEPTED,
+    HELD,
+    Aside,
+    Cursor,
+    Head,
+    Identity,
+    Image,
+    Kept,
+    Loaded,
+    Meta,
+    Unreadable,
+    VersionInfo,
+)
+from statemachine.store.settle import settle_dead
+from statemachine.validation import Rule, StateValidator
+
+Durability = Literal["each", "group", "process"]
+DURABILITIES: Final[tuple[Durability, ...]] = ("each", "group", "process")
+ATTEMPT_DIGITS: Final = 32
+
+
+class StoreLimits(msgspec.Struct, frozen=True):
+    """The limits of a store; the map is address space and takes disk only as it is used."""
+
+    map_bytes: int = 1 << 34
+    map_bytes_max: int = 1 << 40
+    writer_wait_s_max: float = 30.0
+    group_drafts_max: int = 256
+    group_measurements_max: int = 8_192
+    versions_max: int = log.VERSIONS_MAX
+
+
+class AuditCheck(NamedTuple):
+    """What `verify_audit` found: rows read, the hash at the end, the first bad row and why, None where all is well."""
+
+    rows: int
+    head_hash: str
+    bad_seq: int | None = None
+    problem: str = ""
+
+
+class Store:
+    """An open store; share one object between threads, open anew after a fork, close it or use it in a `with` block."""
+
+    def __init__(  # noqa: PLR0913 - use Store.open
+        self, engine: Engine, meta: Meta, *, estimator: Estimator, rules: Iterable[Rule], durability: Durability,
+        limits: StoreLimits, clock: Clock, ids: Ids,
+    ) -> None:
+        self.engine = engine
+        self.estimator = estimator
+        self.validator = StateValidator((*estimator.rules, *rules))
+        self.durability: Durability = durability
+        self.limits = limits
+        self.clock = clock
+        self.ids = ids
+        self.store_id = meta.store_id
+        self.path = engine.path
+        self.emitter = audit.Emitter()
+        owner, self.marks = self._register()
+        self.committer = Committer(
+            engine, self.marks, owner=owner, store_id=meta.store_id, clock=clock, ids=ids, emitter=self.emitter,
+            group_size=limits.group_drafts_max if durability == "group" else 1,
+        )
+        _OPEN_STORES.add(self)
+        self.interrupted = settle_dead(engine, self.committer, clock, self.path / door.OWNERS)
+
+    @classmethod
+    def open(  # noqa: PLR0913 - each is a setting of its own
+        cls, path: str | os.PathLike[str], *, estimator: Estimator = BODY_WEIGHT, durability: Durability = "each",
+        rules: Iterable[Rule] = (), limits: StoreLimits | None = None, clock: Clock | None = None, ids: Ids | None = None,
+        opener: Any = door.lmdb.open,
+    ) -> Store:
+        """Open the store in a directory, creating it (mode 0700) where there is none.
+
+        Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
+        survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
+        StoreCorrupt, StoreUnavailable or StoreFull, having changed nothing.
+        """
+        directory = Path(path)
+        limits = limits or StoreLimits()
+        clock, ids = clock or SystemClock(), ids or SystemIds()
+        if durability not in DURABILITIES:
+            message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
+            raise StoreUnavailable(message)
+        if _must_create(directory):
+            door.create(directory, _first_records(estimator, clock, ids), opener)
+        engine = Engine(
+            directory, sync=durability != "process", map_bytes=limits.map_bytes, map_bytes_max=limits.map_bytes_max,
+            writer_wait_s_max=limits.writer_wait_s_max, clock=clock, opener=opener,
+        )
+        try:
+            meta = _checked_meta(engine, estimator)
+            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids)
+        except BaseException:
+            engine.close()
+            raise
+
+    def _register(self) -> tuple[int, Marks]:
+        """Become an owner: a number never used before, its key in the store, its locked file of marks."""
+        with self.engine.turn():
+            owner = self.meta().owners + 1
+            path = self.path / door.OWNERS / str(owner)
+            left = DeadMarks.take(path)  # a process that died between making the file and registering
+            if left is not None:
+                left.remove()
+            try:
+                marks = Marks(path)
+            except OSError as error:
+                message = f"the file of marks {path} cannot be made: {error}"
+                raise StoreUnavailable(message) from error
+            with self.engine.write() as txn:
+                meta = codec.unpack(Meta, codec.unseal(keys.META, txn.get(keys.META) or b""))
+                txn.put(keys.META, codec.seal(keys.META, codec.pack(msgspec.structs.replace(meta, owners=owner))))
+                txn.put(keys.owner(owner), codec.seal(keys.owner(owner), bytes(8)))
+        return owner, marks
+
+    def __enter__(self) -> Store:
+        """The store itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it; exceptions pass."""
+        self.close()
+
+    def close(self) -> None:
+        """Write what only marks hold, make everything durable, let go.  A second call does nothing."""
+        if self not in _OPEN_STORES:
+            return
+        _OPEN_STORES.discard(self)
+        try:
+            self.engine.check()
+        except StoreUnavailable:  # a forked child: the parent's marks and locks are not its to touch
+            return
+        try:
+            draft = Draft(self.engine)
+            draft.delete(keys.owner(self.committer.owner))
+            self.committer.commit(draft)
+            self.marks.close()
+        except ResetError:
+            self.marks.abandon()  # the next opener settles them
+        finally:
+            self.emitter.flush()
+            self.engine.close()
+
+    def meta(self) -> Meta:
+        """What the store is, and its counters."""
+        return codec.unpack(Meta, codec.unseal(keys.META, self.engine.get(keys.META) or b""))
+
+    def draft(self) -> Draft:
+        """An empty draft over what is committed now."""
+        return Draft(self.engine)
+
+    def commit(self, draft: Draft) -> list[Row]:
+        """Make a draft durable, all of it or none; see `Committer.commit` for what it raises."""
+        return self.committer.commit(draft)
+
+    def load(self, user: str, version: int | None = None) -> Loaded | None:
+        """The state at the head, or at a version of the log; None for a user of whom no state was ever stored.
+
+        Raises StoreCorrupt for a user that cannot be read (never None), and VersionPruned, naming the first readable
+        version, for one that retention dropped or that never was.
+        """
+        key = user_key(user)
+        if version is not None:
+            return self._load_version(user, key, version)
+        try:
+            head = Draft(self.engine).head(key)
+            if head is None:
+                return None
+            state = self.estimator.decode(head.state)
+        except StoreCorrupt as error:
+            return self._load_past_damage(user, key, error)
+        violations = () if head.rules == self.validator.fingerprint else self.validator.validate(state)
+        return Loaded(user, head.version, state, head.author, violations)
+
+    def _load_version(self, user: str, key: bytes, version: int) -> Loaded:
+        first, last = self.version_range(user)
+        if not 0 < first <= version <= last:
+            message = (f"version {version} of {user!r} is not in the log; versions {first} to {last} are readable" if last
+                       else f"nothing is stored for {user!r}")
+            raise VersionPruned(message, first=first, last=last, user=user)
+        found = log.entry(self.engine.get, key, version)
+        state = log.fold(self.engine.get, self.estimator, key, version)
+        return Loaded(user, version, state, found.author if isinstance(found, Image) else "", self.validator.validate(state))
+
+    def _load_past_damage(self, user: str, key: bytes, error: StoreCorrupt) -> Loaded:
+        newest = newest_version(self.engine, key)
+        good = self.newest_good(user)
+        if good is not None and good.version == newest:
+            return good._replace(head_damaged=True)
+        told = f"version {good.version} is the newest that can be read" if good else "no version can be read"
+        message = f"the state of {user!r} cannot be read: {error}; {told}"
+        raise StoreCorrupt(message, user=user, newest_good=good.version if good else None) from error
+
+    def newest_good(self, user: str) -> Loaded | None:
+        """Walk back through the log to the newest version that reads and passes the rules; None when none does."""
+        key = user_key(user)
+        for version, _ in log.versions(self.engine.scan, key):
+            with contextlib.suppress(StoreCorrupt):
+                loaded = Loaded(user, version, log.fold(self.engine.get, self.estimator, key, version), "")
+                if not self.validator.validate(loaded.state):
+                    return loaded
+        return None
+
+    def version_range(self, user: str) -> tuple[int, int]:
+        """The first and the last readable version, (0, 0) where there is none."""
+        prefix = keys.versions(user_key(user))
+        newest = self.engine.first(prefix, keys.after(prefix))
+        oldest = next(self.engine.scan(prefix, keys.after(prefix), reverse=True), None)
+        return (keys.number_of(oldest[0]), keys.number_of(newest[0])) if oldest and newest else (0, 0)
+
+    def history(self, user: str) -> Iterator[VersionInfo]:
+        """The versions in the log, oldest first; raises StoreCorrupt at one that cannot be read."""
+        key = user_key(user)
+        prefix = keys.versions(key)
+        for at, value in self.engine.scan(prefix, keys.after(prefix), reverse=True):
+            yield _info(user, keys.number_of(at), codec.unseal(at, value))
+
+    def version_at(self, user: str, at_us: int) -> int | None:
+        """The newest version whose event is not after an instant; None when the user had no state by then."""
+        key = user_key(user)
+        for version, value in log.versions(self.engine.scan, key):
+            if _info(user, version, codec.unseal(keys.version(key, version), value)).at_us <= at_us:
+                return version
+        return None
+
+    def users(self) -> Iterator[str]:
+        """Every user of whom anything is stored, in the order of their UTF-8 bytes."""
+        start = keys.FIRST_USER
+        while True:
+            found = self.engine.first(start, b"\xff" * 8)
+            if found is None:
+                return
+            user = found[0][: found[0].index(b"\0")]
+            yield user.decode()
+            start = user + b"\1"
+
+    def knows(self, user: str) -> bool:
+        """Whether anything at all is stored of a user; InvalidInput for what is no user id."""
+        key = user_key(user)
+        return self.engine.first(key + b"\0", key + b"\1") is not None
+
+    def head(self, user: str) -> Head | None:
+        """The end of a user's log, None where no state was ever stored; raises StoreCorrupt."""
+        return Draft(self.engine).head(user_key(user))
+
+    def kept_count(self, user: str) -> int:
+        """How many of a user's measurements are kept aside; raises StoreCorrupt."""
+        key = keys.aside(user_key(user))
+        aside = record(Aside, key, self.engine.get(key))
+        return aside.count if aside is not None else 0
+
+    def quarantine(self, user: str | None = None) -> Iterator[Kept]:
+        """What is kept aside, of one user or of all: unreadable rows first, then by user and instant."""
+        yield from (row for row in self._unreadable() if user is None or row.user == user)
+        for name in self.users() if user is None else (user,):
+            key = user_key(name)
+            aside = record(Aside, keys.aside(key), self.engine.get(keys.aside(key)))
+            if aside is None:
+                continue
+            prefix = keys.identities(key)
+            for at, value in self.engine.scan(prefix, keys.after(prefix)):
+                kept = codec.unpack(Identity, codec.unseal(at, value))
+                if kept.disposition != ACCEPTED:
+                    yield Kept(name, keys.instant_of(at, key), kept.value, kept.unit, kept.source, kept.reason,
+                               kept.disposition == HELD, kept.source_id, kept.row)
+
+    def _unreadable(self) -> Iterator[Kept]:
+        for at, value in self.engine.scan(keys.UNREADABLE, keys.after(keys.UNREADABLE)):
+            row = codec.unpack(Unreadable, codec.unseal(at, value))
+            source_id, number = int.from_bytes(at[2:10], "big"), int.from_bytes(at[10:18], "big")
+            yield Kept(row.user, None, "", "", "", row.reason, held=False, source_id=source_id, row=number,
+                       raw=row.raw, line=row.line, file=row.file)
+
+    def cursor(self, source: bytes) -> Cursor | None:
+        """How far a source was consumed; `source` is its 16-byte hash."""
+        return record(Cursor, keys.cursor(source), self.engine.get(keys.cursor(source)))
+
+    def audit(self, user: str | None = None, since_seq: int = 0) -> Iterator[Row]:
+        """The rows of the audit log from `since_seq` on, oldest first, of one user or of all."""
+        if user is None:
+            for _, value in self._audit_records(since_seq):
+                yield audit.parse(value)
+            return
+        key = user_key(user)
+        for at, _ in self.engine.scan(keys.audit_of(key, since_seq), keys.after(key + b"\0a")):
+            row = self._audit_row(int.from_bytes(at[-8:], "big"))
+            if row is not None:
+                yield row
+
+    def _audit_records(self, since_seq: int) -> Iterator[tuple[int, bytes]]:
+        for key, value in self.engine.scan(keys.audit(since_seq), keys.after(keys.AUDIT)):
+            yield int.from_bytes(key[2:], "big"), codec.unseal(key, value)
+
+    def _audit_row(self, seq: int) -> Row | None:
+        stored = self.engine.get(keys.audit(seq))
+        return None if stored is None else audit.parse(codec.unseal(keys.audit(seq), stored))
+
+    def audit_tail(self) -> tuple[int, str]:
+        """The number of the newest audit row and its hash in hexadecimal, to note elsewhere; (0, zeros) when empty."""
+        seq, digest = audit_tail(self.engine)
+        return seq, digest.hex()
+
+    def inspect(self, attempt_id: str) -> Row | None:
+        """The outcome of an attempt; None when it has none (it had no effect, or is still under way)."""
+        seq = self.engine.get(_attempt_key(attempt_id, fill=""))
+        return None if seq is None else self._audit_row(int.from_bytes(seq, "big"))
+
+    def attempts(self, prefix: str = "") -> Iterator[Row]:
+        """The outcomes of the attempts whose id begins with `prefix`, in the order of their ids."""
+        for _, seq in self.engine.scan(_attempt_key(prefix, fill="0"), _attempt_key(prefix, fill="f") + b"\0"):
+            row = self._audit_row(int.from_bytes(seq, "big"))
+            if row is not None:
+                yield row
+
+    def verify_audit(self, against: str | None = None) -> AuditCheck:
+        """Recompute the whole chain; `against` is a head hash noted elsewhere, which must occur in it (INV-10)."""
+        tail_seq, tail_hash = audit_tail(self.engine)
+        prev, rows, seen = audit.GENESIS, 0, against is None or against == audit.GENESIS.hex()
+        try:
+            for seq, data in self._audit_records(0):
+                if seq > tail_seq:
+                    break  # appended while we read
+                rows += 1
+                row = audit.parse(data)
+                if seq != rows or row.public.seq != seq:
+                    return AuditCheck(rows, prev.hex(), rows, f"row {rows} is missing: the next one is {seq}")
+                if row.prev_hash != prev:
+                    return AuditCheck(rows, prev.hex(), seq, f"row {seq} does not follow from the one before it")
+                prev = row.hash
+                seen = seen or prev.hex() == against
+        except (StoreCorrupt, StoreForeign) as error:
+            return AuditCheck(rows, prev.hex(), rows + 1, str(error))
+        if rows != tail_seq or prev != tail_hash:
+            return AuditCheck(rows, prev.hex(), rows + 1, f"the log ends at row {rows}, but row {tail_seq} was written")
+        if not seen:
+            return AuditCheck(rows, prev.hex(), rows + 1, f"the noted hash {against} does not occur: the tail was cut")
+        return AuditCheck(rows, prev.hex())
+
+
+_OPEN_STORES: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for store in list(_OPEN_STORES):
+        store.marks.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _attempt_key(attempt_id: str, *, fill: str) -> bytes:
+    """The key of an attempt; what is missing of its 32 digits is `fill`, or must not be missing where that is empty."""
+    digits = attempt_id.replace("-", "").lower()
+    digits += fill * (ATTEMPT_DIGITS - len(digits))
+    if len(digits) != ATTEMPT_DIGITS or not set(digits) <= set("0123456789abcdef"):
+        message = f"{attempt_id[:80]!r} is no attempt id; one has {ATTEMPT_DIGITS} hexadecimal digits"
+        raise InvalidInput(message)
+    return keys.attempt(digits)
+
+
+def _info(user: str, version: int, content: bytes) -> VersionInfo:
+    if content[:1] == bytes((codec.IMAGE,)):
+        image = codec.unpack(Image, content[1:])
+        reading = codec.decode_step(image.step)[0] if image.step else None
+        return VersionInfo(user, version, image.kind, image.at_us, image.author, image=True, reading=reading,
+                           admitted=len(image.admitted))
+    reading, _ = codec.decode_step(content)
+    return VersionInfo(user, version, "measurement", reading.at_us, "", image=False, reading=reading, admitted=1)
+
+
+def _must_create(directory: Path) -> bool:
+    try:
+        if not directory.exists():
+            return True
+        if not directory.is_dir():
+            message = f"{directory} is a file; a store is a directory"
+            raise StoreForeign(message)
+        data = directory / door.DATA
+        if not data.exists():
+            names = sorted(child.name for child in directory.iterdir())[:3]
+            if names:
+                message = f"{directory} is no store: it holds {', '.join(names)}; give a new or empty directory"
+                raise StoreForeign(message)
+            return True
+        if data.stat().st_size < 2 * os.sysconf("SC_PAGESIZE"):
+            message = f"{data} has {data.stat().st_size} bytes, fewer than any store; restore it from a backup"
+            raise StoreCorrupt(message)
+    except OSError as error:
+        message = f"the store {directory} cannot be read: {error}"
+        raise StoreUnavailable(message) from error
+    return False
+
+
+def _first_records(estimator: Estimator, clock: Clock, ids: Ids) -> dict[bytes, bytes]:
+    meta = Meta(ids.attempt_id(), estimator.name, estimator.schema, estimator.kernel, clock.now_us())
+    return {keys.META: codec.seal(keys.META, codec.pack(meta))}
+
+
+def _checked_meta(engine: Engine, estimator: Estimator) -> Meta:
+    stored = engine.get(keys.META)
+    if stored is None:
+        message = f"{engine.path} is an LMDB environment, but no resetguard store"
+        raise StoreForeign(message)
+    meta = codec.unpack(Meta, codec.unseal(keys.META, stored))
+    here = (estimator.name, estimator.schema, estimator.kernel)
+    there = (meta.estimator, meta.estimator_schema, meta.kernel)
+    if here != there:
+        message = (f"{engine.path} holds states of {there[0]!r} (schema {there[1]}, arithmetic {there[2]}); "
+                   f"it was opened for {here[0]!r} (schema {here[1]}, arithmetic {here[2]})")
+        raise StoreForeign(message)
+    return meta

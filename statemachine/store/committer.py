@@ -1,0 +1,350 @@
+"""The one commit path: version, outcome, breakers, cursor and audit rows of a draft become durable in one transaction.
+
+Callers queue their drafts; whoever gets the turn writes all that is queued, up to the group's size, in one LMDB
+transaction, and the others find theirs done.  Each draft is checked, then applied whole, or left out whole.
+
+Steps of the write path, numbered as in ARCHITECTURE.md: 4 check what the drafts were made from, 5 put their records,
+6 settle the breakers, 7 append and chain the audit rows, 8 raise the owner's commit number, 9 commit.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from itertools import zip_longest
+from typing import Final
+
+import lmdb
+import msgspec
+
+from statemachine import audit, codec
+from statemachine.audit import Entry, Row
+from statemachine.breaker import CLOSED, Breaker
+from statemachine.clock import Clock, Ids
+from statemachine.errors import (
+    CommitInDoubt,
+    ConflictError,
+    InvariantViolation,
+    ResetError,
+    StoreBusy,
+    StoreFull,
+    StoreUnavailable,
+)
+from statemachine.marks import Marks
+from statemachine.state import user_key
+from statemachine.store import keys
+from statemachine.store.draft import BreakerEvent, Draft, MissReason, breaker_key, record
+from statemachine.store.engine import Engine, translated
+
+CHAIN_BYTES: Final = 40
+
+
+class BreakerChanged(ConflictError):
+    """The attempt's breaker was opened, or changed its generation, while it ran; its outcome is a rollback."""
+
+    kind = "breaker-changed"
+
+
+class _Ticket:
+    """One draft in the queue, and how it went."""
+
+    __slots__ = ("draft", "error", "missed", "rows", "settled")
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.rows: list[Row] = []
+        self.missed: MissReason | None = None
+        self.error: BaseException | None = None
+        self.settled = False
+
+    def outcome(self) -> list[Row]:
+        if self.error is not None:
+            raise self.error
+        if self.missed == "conflict":
+            message = "another attempt changed this user in the meantime; read the head again"
+            raise ConflictError(message)
+        if self.missed == "breaker":
+            message = "the circuit breaker changed while the attempt ran"
+            raise BreakerChanged(message)
+        return self.rows
+
+
+class Committer:
+    """Serialises the drafts of one process, in its own name as an owner."""
+
+    def __init__(  # noqa: PLR0913 - the parts of an open store
+        self, engine: Engine, marks: Marks, *, owner: int, store_id: str, group_size: int, clock: Clock, ids: Ids,
+        emitter: audit.Emitter,
+    ) -> None:
+        self.engine = engine
+        self.marks = marks
+        self.owner = owner
+        self.store_id = store_id
+        self.group_size = group_size
+        self.clock = clock
+        self.ids = ids
+        self.emitter = emitter
+        self.commits = 0
+        self._queue: list[_Ticket] = []
+        self._queue_guard = threading.Lock()
+        self._turn = threading.Lock()
+
+    def commit(self, draft: Draft) -> list[Row]:
+        """Make the draft durable (as the mode says) and return its audit rows; on return its readers see it.
+
+        Raises ConflictError when what it was made from has changed, in which case only what `draft.on_miss` gives was
+        written; StoreFull, StoreBusy and StoreUnavailable when nothing was; CommitInDoubt when that cannot be told.
+        """
+        draft.seal()
+        ticket = _Ticket(draft)
+        with self._queue_guard:
+            self._queue.append(ticket)
+        try:
+            while not ticket.settled:
+                if not self._turn.acquire(timeout=self.engine.writer_wait_s_max):
+                    message = f"another thread has been writing {self.engine.path} for too long"
+                    raise StoreBusy(message)
+                try:
+                    if not ticket.settled:
+                        self._write(self._take(ticket))
+                finally:
+                    self._turn.release()
+        finally:
+            if not ticket.settled:
+                with self._queue_guard:
+                    if ticket in self._queue:
+                        self._queue.remove(ticket)
+        for done in draft.after if ticket.error is None and ticket.missed is None else ():
+            done()
+        return ticket.outcome()
+
+    def _take(self, own: _Ticket) -> list[_Ticket]:
+        with self._queue_guard:
+            batch = [own, *(t for t in self._queue if t is not own)][: self.group_size]
+            self._queue = [t for t in self._queue if t not in batch]
+        return batch
+
+    def _write(self, batch: list[_Ticket]) -> None:
+        expected_commits = self.commits + 1
+        committing = False
+        try:
+            with self.engine.turn():
+                while True:
+                    txn = self.engine.write()
+                    try:
+                        ended = self._fill(txn, batch)
+                        committing = True
+                        txn.commit()
+                        break
+                    except lmdb.MapFullError:
+                        committing = False
+                        txn.abort()
+                        self.engine.grow()
+                    except BaseException:
+                        txn.abort()
+                        raise
+                self.commits = expected_commits
+        except BaseException as error:  # noqa: BLE001 - whatever it is, every draft in the batch needs its answer
+            self._settle_failed(batch, error, expected_commits if committing else None)
+            return
+        self._finish(batch, ended)
+
+    def _fill(self, txn: lmdb.Transaction, batch: list[_Ticket]) -> list[int]:
+        own = txn.get(keys.owner(self.owner))
+        if own is None:
+            message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
+            raise StoreUnavailable(message)
+        chain = _Chain(txn, self)
+        for ticket in batch:
+            ticket.rows, ticket.error = [], None
+            ticket.missed, breakers = _judged(txn, ticket.draft)
+            entries = ticket.draft.entries
+            if ticket.missed is not None:
+                miss = ticket.draft.on_miss(ticket.missed) if ticket.draft.on_miss is not None else None
+                entries = [] if miss is None else [miss.entry]
+                breakers = {} if miss is None else _after(txn, [miss.event])
+            ticket.error = _second_outcome(txn, entries)
+            if ticket.error is None:
+                if ticket.missed is None:
+                    _put_all(txn, ticket.draft.puts)
+                for user, value in breakers.items():
+                    _put_breaker(txn, user, value)
+                ticket.rows = [chain.append(entry) for entry in entries]
+        ended = self.marks.ended()
+        for mark in ended.values():
+            if txn.get(keys.attempt(mark.attempt_id)) is None:
+                chain.append(mark.entry())
+        chain.close()
+        key = keys.owner(self.owner)
+        if txn.get(key) is not None:  # a draft that closes the store has removed it
+            number = int.from_bytes(codec.unseal(key, own), "big") + 1
+            txn.put(key, codec.seal(key, number.to_bytes(8, "big")))
+        return list(ended)
+
+    def _finish(self, batch: list[_Ticket], ended: list[int]) -> None:
+        for slot in ended:
+            self.marks.release(slot)
+        for ticket in batch:
+            contexts = [entry.context for entry in ticket.draft.entries] if ticket.missed is None else []
+            for row, context in zip_longest(ticket.rows, contexts):
+                self.emitter.emit(row, context)
+            ticket.settled = True
+
+    def _settle_failed(self, batch: list[_Ticket], error: BaseException, number: int | None) -> None:
+        """Tell every draft of a failed write how it ended; `number` is the commit number it would have made, if it got so far."""
+        durable, known = False, True
+        if number is not None:
+            try:
+                durable = self._committed(number)
+            except (ResetError, lmdb.Error):
+                known = False
+        own, others = batch[0], batch[1:]
+        if durable:
+            self.commits += 1
+            self._finish(batch, [])
+            if not isinstance(error, Exception):
+                own.error = self._in_doubt(own, error)
+            return
+        if known and not isinstance(error, Exception):  # the interrupt was meant for this thread alone
+            with self._queue_guard:
+                self._queue = others + self._queue
+            batch = [own]
+        for ticket in batch:
+            ticket.error = self._answer(error) if known else self._in_doubt(ticket, error)
+            ticket.settled = True
+
+    def _in_doubt(self, ticket: _Ticket, error: BaseException) -> CommitInDoubt:
+        attempts = [entry.public.attempt_id for entry in ticket.draft.entries if entry.public.attempt_id]
+        doubt = CommitInDoubt("the commit was cut off after it was handed to the disk; manager.inspect() tells how it ended",
+                              attempt_id=attempts[0] if len(attempts) == 1 else None)
+        doubt.__cause__ = error
+        return doubt
+
+    def _answer(self, error: BaseException) -> BaseException:
+        if isinstance(error, lmdb.Error):
+            found: BaseException = translated(error, f"writing the store {self.engine.path}")
+        elif isinstance(error, OSError):
+            kind = StoreFull if error.errno == errno.ENOSPC else StoreUnavailable
+            found = kind(f"writing the store {self.engine.path}: {error}")
+        else:
+            return error
+        found.__cause__ = error
+        return found
+
+    def _committed(self, number: int) -> bool:
+        """Whether this owner's commit `number` is in the store; opens the environment anew where LMDB refuses all else."""
+        key = keys.owner(self.owner)
+        try:
+            stored = self.engine.get(key)
+        except ResetError:
+            self.engine.reopen()
+            stored = self.engine.get(key)
+        return stored is not None and int.from_bytes(codec.unseal(key, stored), "big") >= number
+
+
+def _judged(txn: lmdb.Transaction, draft: Draft) -> tuple[MissReason | None, dict[bytes, Breaker]]:
+    """Whether the draft may be applied to what is stored now, and the breakers as they are after it."""
+    for key, value in draft.expected.items():
+        if txn.get(key) != value:
+            return "conflict", {}
+    breakers: dict[bytes, Breaker] = {}
+    for event in draft.events:
+        own = breakers.get(event.user) or _breaker(txn, event.user)
+        common = breakers.get(b"") or _breaker(txn, b"")
+        if event.result == "success" and (own.generation != event.generation or "open" in (own.mode, common.mode)):
+            return "breaker", {}
+        breakers[event.user], breakers[b""] = event.on_user(own), event.on_global(common)
+    return None, breakers
+
+
+def _after(txn: lmdb.Transaction, events: list[BreakerEvent]) -> dict[bytes, Breaker]:
+    breakers: dict[bytes, Breaker] = {}
+    for event in events:
+        breakers[event.user] = event.on_user(breakers.get(event.user) or _breaker(txn, event.user))
+        breakers[b""] = event.on_global(breakers.get(b"") or _breaker(txn, b""))
+    return breakers
+
+
+def _second_outcome(txn: lmdb.Transaction, entries: list[Entry]) -> InvariantViolation | None:
+    for entry in entries:
+        attempt_id = entry.public.attempt_id
+        if attempt_id and txn.get(keys.attempt(attempt_id)) is not None:
+            message = f"INV-03: attempt {attempt_id} has its outcome already; a second one was not written"
+            return InvariantViolation(message, attempt_id=attempt_id)
+    return None
+
+
+def _put_all(txn: lmdb.Transaction, puts: dict[bytes, bytes | None]) -> None:
+    for key, value in puts.items():
+        if value is None:
+            txn.delete(key)
+        else:
+            txn.put(key, value)
+
+
+def _breaker(txn: lmdb.Transaction, user: bytes) -> Breaker:
+    key = breaker_key(user)
+    return record(Breaker, key, txn.get(key)) or CLOSED
+
+
+def _put_breaker(txn: lmdb.Transaction, user: bytes, value: Breaker) -> None:
+    key = breaker_key(user)
+    if value == CLOSED:
+        txn.delete(key)
+    else:
+        stored = codec.seal(key, codec.pack(value))
+        if txn.get(key) != stored:
+            txn.put(key, stored)
+
+
+class _Chain:
+    """The end of the audit log inside one write transaction."""
+
+    def __init__(self, txn: lmdb.Transaction, committer: Committer) -> None:
+        self._txn = txn
+        self._committer = committer
+        stored = txn.get(keys.CHAIN)
+        tail = codec.unseal(keys.CHAIN, stored) if stored is not None else bytes(8) + audit.GENESIS
+        self._seq = int.from_bytes(tail[:8], "big")
+        self._hash = tail[8:CHAIN_BYTES]
+        self._appended = False
+
+    def append(self, entry: Entry) -> Row:
+        """Write one row and what finds it again."""
+        committer, txn = self._committer, self._txn
+        self._seq += 1
+        public = msgspec.structs.replace(
+            entry.public, seq=self._seq, owner=committer.owner, store_id=committer.store_id,
+            written_us=committer.clock.now_us(),
+        )
+        if not entry.personal.salt:
+            personal = msgspec.structs.replace(entry.personal, salt=committer.ids.salt())
+            entry = Entry(entry.public, personal, entry.context)
+        data, digest = audit.row_bytes(entry, public, self._hash)
+        key = keys.audit(self._seq)
+        txn.put(key, codec.seal(key, data))
+        seq = self._seq.to_bytes(8, "big")
+        if public.attempt_id:
+            txn.put(keys.attempt(public.attempt_id), seq)
+        if entry.personal.user:
+            txn.put(keys.audit_of(user_key(entry.personal.user), self._seq), b"")
+        row = Row(public, entry.personal, self._hash, digest)
+        self._hash = digest
+        self._appended = True
+        return row
+
+    def close(self) -> None:
+        """Note the new end of the chain."""
+        if self._appended:
+            self._txn.put(keys.CHAIN, codec.seal(keys.CHAIN, self._seq.to_bytes(8, "big") + self._hash))
+
+
+def audit_tail(engine: Engine) -> tuple[int, bytes]:
+    """The number of the newest audit row and its hash; (0, zeros) for an empty log."""
+    stored = engine.get(keys.CHAIN)
+    if stored is None:
+        return 0, audit.GENESIS
+    tail = codec.unseal(keys.CHAIN, stored)
+    return int.from_bytes(tail[:8], "big"), tail[8:CHAIN_BYTES]
+
+

@@ -1,0 +1,199 @@
+"""Draft: what one commit would change, collected over the committed store, and read through by whoever collects it.
+
+Nothing in a draft is durable, and dropping one undoes all of it.  It remembers the bytes it was made from (`expected`);
+the commit compares them with what is stored then, and applies all of the draft or none of it (INV-06).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from statemachine import codec
+from statemachine.audit import Entry
+from statemachine.breaker import CLOSED, Breaker, BreakerPolicy, Now, Result, settle, settle_global
+from statemachine.errors import StoreCorrupt
+from statemachine.store import keys
+from statemachine.store.engine import Engine
+from statemachine.store.records import Aside, Head, Identity, Pin
+
+T = TypeVar("T")
+
+MissReason = Literal["conflict", "breaker"]
+
+
+class BreakerEvent(NamedTuple):
+    """How an attempt ended, for its user's breaker and for the global one; computed anew inside the commit."""
+
+    user: bytes
+    policy: BreakerPolicy
+    result: Result
+    attempt_id: str
+    generation: int
+    global_generation: int
+    now: Now
+    suspect: tuple[str, int] | None = None
+
+    def on_user(self, record: Breaker) -> Breaker:
+        """The user's breaker after this event."""
+        return settle(record, self.policy, self.result, attempt_id=self.attempt_id, generation=self.generation,
+                      now=self.now, suspect=self.suspect)
+
+    def on_global(self, record: Breaker) -> Breaker:
+        """The global breaker after this event."""
+        return settle_global(record, self.policy, self.result, user=self.user, attempt_id=self.attempt_id,
+                             generation=self.global_generation, now=self.now)
+
+
+class Miss(NamedTuple):
+    """What to write when the draft may not be applied: the attempt's row, and its event for the breakers."""
+
+    entry: Entry
+    event: BreakerEvent
+
+
+class Draft:
+    """Changes waiting for one commit.  Not for several threads at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.expected: dict[bytes, bytes | None] = {}
+        self.puts: dict[bytes, bytes | None] = {}
+        self.entries: list[Entry] = []
+        self.events: list[BreakerEvent] = []
+        self._heads: dict[bytes, tuple[Head, Callable[[], bytes]]] = {}
+        self.on_miss: Callable[[MissReason], Miss] | None = None
+        self.after: list[Callable[[], None]] = []
+        self.dropped: list[Callable[[], None]] = []
+        self._identities: dict[bytes, dict[bytes, bytes]] = {}
+        self._breakers: dict[bytes, Breaker] = {}
+
+    def drop(self) -> None:
+        """Give the draft up: the attempts in it are told, so that their marks become their outcomes."""
+        for tell in self.dropped:
+            tell()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.puts or self.entries or self.events)
+
+    def put_head(self, user: bytes, head: Head, encode: Callable[[], bytes]) -> None:
+        """Set the user's head; its state is encoded once, when the draft is sealed, however often it changes before."""
+        key = keys.head(user)
+        self._heads[key] = (head, encode)
+        self.puts[key] = b""
+
+    def seal(self) -> None:
+        """Encode what was left for the end; the draft may be committed after it."""
+        for key, (head, encode) in self._heads.items():
+            self.put(key, codec.pack(msgspec.structs.replace(head, state=encode())))
+        self._heads.clear()
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value as it would be after the commit."""
+        if key in self.puts:
+            return self.puts[key]
+        return self._engine.get(key)
+
+    def expect(self, key: bytes) -> bytes | None:
+        """As `get`, and the commit applies only if the stored value is still the same."""
+        if key in self.puts:
+            return self.puts[key]
+        if key in self.expected:
+            return self.expected[key]
+        value = self._engine.get(key)
+        self.expected[key] = value
+        return value
+
+    def expect_as(self, key: bytes, value: bytes | None) -> None:
+        """The commit applies only if the stored value is `value`, which the caller knows from an earlier read."""
+        if key not in self.puts:
+            self.expected.setdefault(key, value)
+
+    def put(self, key: bytes, content: bytes, *, compress: bool = False) -> bytes:
+        """Set the record under `key`; the bytes that will be stored."""
+        record = codec.seal(key, content, compress=compress)
+        self.puts[key] = record
+        return record
+
+    def delete(self, key: bytes) -> None:
+        """Remove the record under `key`, if there is one."""
+        self.puts[key] = None
+
+    def head(self, user: bytes) -> Head | None:
+        """The user's head, expected to stand until the commit; raises StoreCorrupt when it cannot be read or is not the log's."""
+        key = keys.head(user)
+        if key in self._heads:
+            head, encode = self._heads[key]
+            return msgspec.structs.replace(head, state=encode())
+        pending = key in self.puts
+        head = record(Head, key, self.expect(key))
+        if not pending:
+            newest = newest_version(self._engine, user)
+            if newest != (head.version if head else 0):
+                message = f"the head of {user.decode()!r} does not match its log (newest version there: {newest})"
+                raise StoreCorrupt(message, user=user.decode())
+        return head
+
+    def pin(self, user: bytes) -> Pin | None:
+        """The before-image of the reset under probation."""
+        return record(Pin, keys.pin(user), self.get(keys.pin(user)))
+
+    def aside(self, user: bytes) -> Aside | None:
+        """What is kept aside of this user, expected to stand until the commit."""
+        return record(Aside, keys.aside(user), self.expect(keys.aside(user)))
+
+    def identity(self, key: bytes) -> Identity | None:
+        """The measurement under an identity's key, if it was seen before."""
+        return record(Identity, key, self.get(key))
+
+    def put_identity(self, user: bytes, key: bytes, identity: Identity) -> None:
+        """Record where a measurement went."""
+        self._identities.setdefault(user, {})[key] = self.put(key, codec.pack(identity))
+
+    def identities(self, user: bytes, after_us: int) -> list[tuple[bytes, Identity]]:
+        """The user's measurements after an instant, in the order of (instant, digest), pending ones included."""
+        prefix = keys.identities(user)
+        start = keys.identity(user, after_us + 1, b"")
+        found = dict(self._engine.scan(start, keys.after(prefix)))
+        found.update((key, value) for key, value in self._identities.get(user, {}).items() if key >= start)
+        return [(key, _decoded(Identity, key, found[key])) for key in sorted(found)]
+
+    def breaker(self, user: bytes) -> Breaker:
+        """The user's breaker, or with b"" the global one, with this draft's own events applied."""
+        pending = self._breakers.get(user)
+        return pending if pending is not None else self.stored_breaker(user)
+
+    def stored_breaker(self, user: bytes) -> Breaker:
+        """The breaker as it is committed."""
+        key = breaker_key(user)
+        return record(Breaker, key, self._engine.get(key)) or CLOSED
+
+    def add_event(self, event: BreakerEvent) -> None:
+        """Count an attempt's end: in this draft's own view at once, in the store at the commit."""
+        self.events.append(event)
+        self._breakers[event.user] = event.on_user(self.breaker(event.user))
+        self._breakers[b""] = event.on_global(self.breaker(b""))
+
+
+def newest_version(engine: Engine, user: bytes) -> int:
+    """The highest version in the user's log, 0 where there is none; the head's word is not taken for it."""
+    prefix = keys.versions(user)
+    found = engine.first(prefix, keys.after(prefix))
+    return keys.number_of(found[0]) if found else 0
+
+
+def breaker_key(user: bytes) -> bytes:
+    """Where the user's breaker is stored; b"" stands for the global one."""
+    return keys.breaker(user) if user else keys.GLOBAL_BREAKER
+
+
+def _decoded(kind: type[T], key: bytes, value: bytes) -> T:
+    return codec.unpack(kind, codec.unseal(key, value))
+
+
+def record(kind: type[T], key: bytes, value: bytes | None) -> T | None:
+    """The record of `kind` in a stored value, None where nothing is stored; raises StoreCorrupt."""
+    return None if value is None else _decoded(kind, key, value)

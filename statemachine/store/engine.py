@@ -1,0 +1,313 @@
+"""The one door to LMDB: creation, opening, transactions, the writer's turn, map growth, and foreign errors translated.
+
+Read transactions are short: `get` and `scan` open one each and end it, so that no reader keeps old pages alive and the
+map may grow at any time.  Writers take an flock of our own first, because LMDB's mutex cannot be waited for with a
+limit and ignores signals while waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+
+from statemachine.clock import Clock
+from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
+
+DATA: Final = "data.mdb"
+WRITER_LOCK: Final = "writer.lock"
+OWNERS: Final = "owners"
+SCAN_ROWS: Final = 1_000
+LMDB_MAJOR: Final = 0
+"""py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
+_POLL_S: Final = (0.0002, 0.005)
+_OPEN: dict[tuple[int, int], str] = {}
+_OPEN_GUARD: Final = threading.Lock()
+
+Opener = Callable[..., lmdb.Environment]
+
+
+def translated(error: lmdb.Error, doing: str) -> ResetError:
+    """The error of our own tree that stands for one of LMDB's."""
+    text = f"{doing}: {error}"
+    if isinstance(error, lmdb.MapFullError) or getattr(error, "code", 0) == errno.ENOSPC:
+        return StoreFull(f"{text}; free some space, then try again: nothing was lost")
+    if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
+        return StoreForeign(f"{text}; this is not a resetguard store, or of another format")
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError):
+        return StoreCorrupt(f"{text}; restore the store from a backup")
+    return StoreUnavailable(text)
+
+
+def create(path: Path, records: dict[bytes, bytes], opener: Opener = lmdb.open) -> None:
+    """Make a store at `path` holding `records`: after a crash at any point it is there whole, or not at all.
+
+    LMDB's own creation is not crash-atomic, so it is built aside, synced with its directory, renamed into place, and
+    the parent directory is synced.  Where another process was faster, its store stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(mode=0o700)
+        env = opener(str(aside), map_size=1 << 24, subdir=True, mode=0o600, max_dbs=0, lib_version=LMDB_MAJOR)
+        with env.begin(write=True) as txn:
+            for key, value in records.items():
+                txn.put(key, value)
+        env.sync(True)  # noqa: FBT003 - py-lmdb takes it by position
+        env.close()
+        (aside / OWNERS).mkdir(mode=0o700)
+        os.close(os.open(aside / WRITER_LOCK, os.O_CREAT | os.O_RDWR, 0o600))
+        for name in (DATA, OWNERS, "."):
+            _fsync(aside / name)
+        aside.rename(path)
+        _fsync(path.parent)
+    except lmdb.Error as error:
+        raise translated(error, f"creating the store {path}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (path / DATA).exists():
+            return
+        if error.errno == errno.ENOSPC:
+            message = f"creating the store {path}: the disk is full; free some space, then try again"
+            raise StoreFull(message) from error
+        message = f"creating the store {path}: {error}; choose a directory that can be written"
+        raise StoreUnavailable(message) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Engine:
+    """An open environment.  Threads may share it; a forked child may not use it."""
+
+    def __init__(  # noqa: PLR0913 - each is a setting of its own
+        self, path: Path, *, sync: bool, map_bytes: int, map_bytes_max: int, writer_wait_s_max: float, clock: Clock,
+        opener: Opener = lmdb.open,
+    ) -> None:
+        self.path = path
+        self.clock = clock
+        self.map_bytes_max = map_bytes_max
+        self.writer_wait_s_max = writer_wait_s_max
+        self._settings = {"sync": sync, "opener": opener}
+        self._pid = os.getpid()
+        self._gate = threading.Condition()
+        self._readers = 0
+        self._growing = False
+        self._closed = False
+        self._key = self._claim()
+        try:
+            self._writer = os.open(path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
+        except lmdb.Error as error:
+            self._release()
+            raise translated(error, f"opening the store {path}") from error
+        except OSError as error:
+            self._release()
+            message = f"opening the store {path}: {error}"
+            raise StoreUnavailable(message) from error
+        except BaseException:
+            self._release()
+            raise
+
+    def _claim(self) -> tuple[int, int]:
+        stat = (self.path / DATA).stat()
+        key = (stat.st_dev, stat.st_ino)
+        with _OPEN_GUARD:
+            if key in _OPEN:
+                message = f"the store {self.path} is already open in this process; share that Store object between threads"
+                raise StoreUnavailable(message)
+            _OPEN[key] = str(self.path)
+        return key
+
+    def _release(self) -> None:
+        with _OPEN_GUARD:
+            _OPEN.pop(self._key, None)
+
+    def _open(self, map_bytes: int) -> lmdb.Environment:
+        env: lmdb.Environment = self._settings["opener"](  # type: ignore[operator]
+            str(self.path), map_size=min(map_bytes, self.map_bytes_max), subdir=True, create=False, mode=0o600, max_dbs=0,
+            sync=self._settings["sync"], max_spare_txns=16, max_readers=1024, lib_version=LMDB_MAJOR,
+        )
+        env.reader_check()
+        return env
+
+    def close(self) -> None:
+        """Make everything durable and let go; a second call does nothing.  In a forked child it only forgets."""
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() == self._pid:
+            with self._gate:
+                self._gate.wait_for(lambda: self._readers == 0, timeout=1.0)
+            with contextlib.suppress(lmdb.Error):
+                self._env.sync(True)  # noqa: FBT003
+            self._env.close()
+        os.close(self._writer)
+        self._release()
+
+    def check(self) -> None:
+        """Raise StoreUnavailable when the store was closed, or this is a child forked while it was open."""
+        if self._closed:
+            message = f"the store {self.path} is closed"
+            raise StoreUnavailable(message)
+        if os.getpid() != self._pid:
+            message = f"the store {self.path} was opened by process {self._pid}; open it again after a fork"
+            raise StoreUnavailable(message)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[lmdb.Transaction]:
+        """A short read transaction; never keep it across a commit."""
+        self.check()
+        self._enter()
+        try:
+            with self._begin_reading() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise translated(error, f"reading the store {self.path}") from error
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        with self._gate:
+            self._gate.wait_for(lambda: not self._growing)
+            self._readers += 1
+
+    def _leave(self) -> None:
+        with self._gate:
+            self._readers -= 1
+            self._gate.notify_all()
+
+    def _begin_reading(self) -> lmdb.Transaction:
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:  # another process has grown the map
+            self._leave()
+            try:
+                self._resize(0)
+            finally:
+                self._enter()
+            return self._env.begin()
+        except lmdb.ReadersFullError:
+            self._env.reader_check()
+            return self._env.begin()
+
+    def get(self, key: bytes) -> bytes | None:
+        """The newest committed value of `key`."""
+        with self.reading() as txn:
+            return txn.get(key)
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values with start <= key < stop, in order, read in chunks of one short transaction each."""
+        while True:
+            with self.reading() as txn:
+                rows = list(_chunk(txn, start, stop, reverse=reverse))
+            yield from rows
+            if len(rows) < SCAN_ROWS:
+                return
+            if reverse:
+                stop = rows[-1][0]
+            else:
+                start = rows[-1][0] + b"\0"
+
+    def first(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
+        """The first key and value with start <= key < stop."""
+        with self.reading() as txn, txn.cursor() as cursor:
+            if cursor.set_range(start) and cursor.key() < stop:
+                return cursor.key(), cursor.value()
+        return None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """The right to write, among all processes; raises StoreBusy after `writer_wait_s_max`."""
+        self.check()
+        waited, pause = 0.0, _POLL_S[0]
+        while True:
+            try:
+                fcntl.flock(self._writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if waited >= self.writer_wait_s_max:
+                    message = (f"another process holds the writer's turn of {self.path} for more than "
+                               f"{self.writer_wait_s_max:g} s; see which with fuser, or wait")
+                    raise StoreBusy(message) from None
+                self.clock.sleep(pause)
+                waited, pause = waited + pause, min(pause * 1.5, _POLL_S[1])
+        try:
+            yield
+        finally:
+            fcntl.flock(self._writer, fcntl.LOCK_UN)
+
+    def write(self) -> lmdb.Transaction:
+        """A write transaction; call only within `turn`."""
+        try:
+            return self._env.begin(write=True)
+        except lmdb.MapResizedError:
+            self._resize(0)
+            return self._env.begin(write=True)
+
+    def grow(self) -> None:
+        """Double the map; raises StoreFull at the limit.  Call within `turn`, with no transaction of this thread open."""
+        now = self._env.info()["map_size"]
+        if now >= self.map_bytes_max:
+            message = f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; raise map_bytes_max"
+            raise StoreFull(message)
+        self._resize(min(now * 2, self.map_bytes_max))
+
+    def _resize(self, map_bytes: int) -> None:
+        with self._gate:
+            self._growing = True
+            try:
+                self._gate.wait_for(lambda: self._readers == 0)
+                self._env.set_mapsize(map_bytes)
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+
+    def reopen(self) -> None:
+        """Close and open the environment again: after a failed write of the meta page LMDB refuses all else."""
+        with self._gate:
+            self._growing = True
+            try:
+                self._gate.wait_for(lambda: self._readers == 0, timeout=self.writer_wait_s_max)
+                map_bytes = self._env.info()["map_size"]
+                self._env.close()
+                self._env = self._open(map_bytes)
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+
+    def info(self) -> dict[str, Any]:
+        """Map size, pages used and readers, as LMDB counts them."""
+        with self.reading():
+            return {**self._env.info(), **self._env.stat()}
+
+
+def _chunk(txn: lmdb.Transaction, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    with txn.cursor() as cursor:
+        if reverse:
+            found = cursor.prev() if cursor.set_range(stop) else cursor.last()
+        else:
+            found = cursor.set_range(start)
+        taken = 0
+        while found and taken < SCAN_ROWS:
+            key = cursor.key()
+            if not start <= key < stop:
+                return
+            yield key, cursor.value()
+            taken += 1
+            found = cursor.prev() if reverse else cursor.next()

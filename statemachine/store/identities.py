@@ -1,0 +1,77 @@
+"""Where each measurement went: one record an identity, so that none is lost and none counts twice (INV-08, INV-09)."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from statemachine import codec
+from statemachine.state import Measurement, Reading
+from statemachine.store import keys
+from statemachine.store.draft import Draft
+from statemachine.store.records import ACCEPTED, HELD, Aside, Identity
+
+DIGEST_BYTES: Final = 12
+REASON_CHARS_MAX: Final = 300
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """The source a measurement was read from and its row there; 0 for a measurement handed over by a caller."""
+
+    source_id: int = 0
+    row: int = 0
+
+
+@lru_cache(maxsize=65_536)
+def digest(value: str, unit: str, source: str) -> bytes:
+    """What tells two measurements of one user and instant apart."""
+    text = f"{value}\0{unit}\0{source}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
+
+
+def key_of(user: bytes, measurement: Measurement) -> bytes:
+    """The key of a measurement's identity."""
+    return keys.identity(user, measurement.at_us, digest(measurement.value, measurement.unit, measurement.source))
+
+
+def identity(measurement: Measurement, reading: Reading | None, origin: Origin, disposition: int, reason: str = "") -> Identity:
+    """The record of a measurement; without a reading it can never be taken in, only looked at."""
+    values, r = (reading.values, reading.r) if reading is not None else ((), 0.0)
+    return Identity(disposition, values, r, measurement.value, measurement.unit, measurement.source,
+                    origin.source_id, origin.row, reason[:REASON_CHARS_MAX])
+
+
+def keep_aside(draft: Draft, user: bytes, key: bytes, kept: Identity) -> None:
+    """Record a measurement that is not accepted, and count it."""
+    before = draft.aside(user) or Aside(0, 0)
+    draft.put_identity(user, key, kept)
+    _put_aside(draft, user, before.count + 1, max(before.last_us, keys.instant_of(key, user)))
+
+
+def move(draft: Draft, user: bytes, key: bytes, kept: Identity, disposition: int, reason: str = "") -> None:
+    """Change where a measurement went; whoever does so audits the transfer."""
+    draft.put_identity(user, key, msgspec.structs.replace(kept, disposition=disposition, reason=reason[:REASON_CHARS_MAX]))
+    change = (disposition != ACCEPTED) - (kept.disposition != ACCEPTED)
+    before = draft.aside(user) or Aside(0, 0)
+    last_us = max(before.last_us, keys.instant_of(key, user))
+    if change or last_us != before.last_us:
+        _put_aside(draft, user, before.count + change, last_us)
+
+
+def _put_aside(draft: Draft, user: bytes, count: int, last_us: int) -> None:
+    draft.put(keys.aside(user), codec.pack(Aside(count, last_us)))
+
+
+def reading_of(key: bytes, user: bytes, kept: Identity) -> Reading:
+    """The reading of a recorded measurement."""
+    return Reading(keys.instant_of(key, user), kept.values, kept.r)
+
+
+def is_evidence(kept: Identity) -> bool:
+    """Whether the measurement may take part in a reset: accepted, or held and readable."""
+    return bool(kept.values) and kept.disposition in (ACCEPTED, HELD)
+
+

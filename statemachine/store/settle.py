@@ -1,0 +1,60 @@
+"""Settle what owners that died left in their marks: every attempt that began gets its one outcome (INV-03, INV-07)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from statemachine.breaker import BreakerPolicy, Now
+from statemachine.marks import ENDED, RUNNING, DeadMarks
+from statemachine.state import user_key
+from statemachine.store import keys
+from statemachine.store.draft import BreakerEvent, Draft
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from statemachine.clock import Clock
+    from statemachine.marks import Mark
+    from statemachine.store.committer import Committer
+    from statemachine.store.engine import Engine
+
+
+def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path) -> int:
+    """Settle every file of marks whose owner is gone; how many attempts were settled as interrupted.
+
+    Idempotent: a crash in the middle leaves the file, and what was written already is found by its attempt id.
+    """
+    interrupted = 0
+    for path in sorted(owners.iterdir(), key=lambda p: p.name):
+        if not path.name.isdigit() or int(path.name) == committer.owner:
+            continue
+        dead = DeadMarks.take(path)
+        if dead is None:
+            continue
+        try:
+            draft = Draft(engine)
+            for mark in dead.marks():
+                interrupted += _settle(draft, mark, clock)
+            if engine.get(keys.owner(int(path.name))) is not None:
+                draft.delete(keys.owner(int(path.name)))
+            if draft:
+                committer.commit(draft)
+        except BaseException:
+            dead.leave()
+            raise
+        dead.remove()
+    return interrupted
+
+
+def _settle(draft: Draft, mark: Mark, clock: Clock) -> int:
+    if draft.get(keys.attempt(mark.attempt_id)) is not None:
+        return 0
+    draft.entries.append(mark.entry())
+    if mark.state == ENDED:
+        return 0
+    wall_us = clock.now_us()
+    draft.add_event(BreakerEvent(
+        user_key(mark.user), BreakerPolicy(), "died" if mark.state == RUNNING else "void", mark.attempt_id,
+        mark.generation, mark.generation, Now(mark.at_us, wall_us), (mark.suspect, mark.base_version),
+    ))
+    return 1
