@@ -1,0 +1,208 @@
+"""ResetManager: perform resets, by hand or as decided, over one store and with one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from statemachine.audit import Row
+from statemachine.breaker import BreakerPolicy, Now
+from statemachine.clock import iso
+from statemachine.errors import InvalidInput
+from statemachine.estimator import source_name
+from statemachine.policy import Decision, ResetPolicy, Situation
+from statemachine.recovery import Recovered, recover, restore
+from statemachine.state import Measurement, Reading, user_key
+from statemachine.store import Store, identities
+from statemachine.store.draft import Draft
+from statemachine.store.identities import Origin
+from statemachine.store.records import ACCEPTED, HELD, Head, Identity
+from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_state
+
+TEXT_BYTES_MAX: Final = 500
+
+
+class Incoming(msgspec.Struct, frozen=True, gc=False):
+    """A measurement on its way in: its identity's key, and what the log would keep of it."""
+
+    measurement: Measurement
+    key: bytes
+    reading: Reading
+    origin: Origin
+
+
+class Plan(NamedTuple):
+    """What an automatic reset does: where it starts, and the recorded measurements it then passes through the gate."""
+
+    start: tuple[bytes, Reading] | None
+    start_state: Any
+    members: tuple[tuple[bytes, Identity], ...]
+
+
+class ResetManager:
+    """The door to resets.  Safe to share between threads; every call is an attempt of its own.
+
+    `policy` says when and how, `breaker` when attempts are refused; with `live=True` attempts fire the real machine's
+    triggers instead of the table compiled from it.
+    """
+
+    def __init__(
+        self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None, live: bool = False,
+    ) -> None:
+        self.store = store
+        self.policy = policy or ResetPolicy()
+        self.context = Context(store, self.policy, breaker or BreakerPolicy(), live)
+
+    def transaction(  # noqa: PLR0913 - each is recorded
+        self, user: str, *, kind: str = "admin", reason: str, actor: str, expect_version: int | None = None,
+        dry_run: bool = False,
+    ) -> ResetTransaction:
+        """An attempt for a `with` block whose operations are the caller's own; it commits only on `tx.commit()`.
+
+        Raises InvalidInput for a missing reason or actor; the block's entry raises BreakerOpen or ConflictError.
+        """
+        return ResetTransaction(self.context, self._attempt(user, kind, reason, actor, expect_version, dry_run=dry_run))
+
+    def _attempt(  # noqa: PLR0913 - each is recorded
+        self, user: str, kind: str, reason: str, actor: str, expect_version: int | None, *, dry_run: bool,
+    ) -> Attempt:
+        for name, text in (("reason", reason), ("actor", actor), ("kind", kind)):
+            if not text.strip() or len(text.encode("utf-8", "replace")) > TEXT_BYTES_MAX or "\0" in text:
+                message = f"a {name} is needed, of at most {TEXT_BYTES_MAX} bytes; it is recorded in the audit log, not {text[:40]!r}"
+                raise InvalidInput(message, user=user)
+        return Attempt(user, kind, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)
+
+    def perform_reset(  # noqa: PLR0913 - each is recorded
+        self, user: str, kind: str = "admin", *, reason: str, actor: str, measurement: Measurement | None = None,
+        operations: Iterable[tuple[str, Callable[[Any], Any]]] | None = None, expect_version: int | None = None,
+        dry_run: bool = False,
+    ) -> ResetResult:
+        """Reset a user's state; durable on return, audited whatever happens.
+
+        Without `operations` the kind's own are used: from `measurement`, or keeping the estimate and widening its
+        covariance where there is none.  `dry_run` goes as far as validated and returns the deltas.  Raises after the
+        outcome is durable: BreakerOpen, MutationFailed, ResetValidationError, ConflictError, CommitInDoubt, UserUnknown.
+        """
+        if operations is None and kind not in self.policy.kinds:
+            message = f"no kind of reset is called {kind!r}; known: {', '.join(self.policy.kinds)}"
+            raise InvalidInput(message, user=user)
+        incoming = None if measurement is None else self.incoming(measurement, Origin())
+        if measurement is not None and measurement.user != user:
+            message = f"the measurement is of {measurement.user!r}, not of {user!r}"
+            raise InvalidInput(message, user=user)
+        attempt = self._attempt(user, kind, reason, actor, expect_version, dry_run=dry_run)
+        with ResetTransaction(self.context, attempt) as tx:
+            if operations is not None:
+                for name, mutation in operations:
+                    tx.apply(name, mutation)
+            else:
+                if incoming is None:
+                    require_state(tx)
+                self._apply_kind(tx, kind, None if incoming is None else incoming.reading)
+            if incoming is not None:
+                tx.admit(incoming.key, identities.identity(measurement, incoming.reading, Origin(), ACCEPTED))  # type: ignore[arg-type]
+            return tx.commit()
+
+    def restore(  # noqa: PLR0913 - each is recorded
+        self, user: str, *, to_version: int, reason: str, actor: str, expect_version: int | None = None, dry_run: bool = False,
+    ) -> ResetResult:
+        """Make an older version the new head; durable on return.  Raises VersionPruned, ConflictError and as a reset."""
+        attempt = self._attempt(user, "restore", reason, actor, expect_version, dry_run=dry_run)
+        return restore(self.context, attempt, to_version)
+
+    def recover(self, user: str) -> Recovered | None:
+        """Walk a user back past damage to the newest good version; None when there is no damage."""
+        return recover(self.context, user, self.store.clock.now_us())
+
+    def inspect(self, attempt_id: str) -> Row | None:
+        """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""
+        return self.store.inspect(attempt_id)
+
+    def incoming(self, measurement: Measurement, origin: Origin) -> Incoming:
+        """The measurement with its identity and reading; raises InvalidInput when it is none."""
+        key = identities.key_of(user_key(measurement.user), measurement)
+        return Incoming(measurement, key, self.store.estimator.reading(measurement), origin)
+
+    def situation(self, draft: Draft, head: Head | None, state: Any, user: bytes, before_us: int) -> Situation:
+        """What the policy may know of a user: the state, the held run, and the pin of the reset under probation."""
+        if head is None:
+            return Situation(None)
+        run = tuple(identities.reading_of(key, user, kept) for key, kept in draft.identities(user, head.run_since_us)
+                    if kept.disposition == HELD and identities.reading_of(key, user, kept).at_us <= before_us)
+        pin = draft.pin(user) if head.probation is not None else None
+        pin_state = self.store.estimator.decode(pin.state) if pin is not None and pin.version else None
+        return Situation(state, run, pin_state, head.reset_us)
+
+    def run_decided(  # noqa: PLR0913 - the parts of one decision
+        self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any, now: Now,
+    ) -> ResetTransaction:
+        """Carry out a decided reset inside a batch's draft; the transaction tells how it went and what stands now.
+
+        Raises what an attempt raises; its outcome is in the draft by then, and durable with it.
+        """
+        user = incoming.measurement.user
+        attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now)
+        tx = ResetTransaction(self.context, attempt, draft)
+        tx.begin(head, state)
+        try:
+            plan = self._plan(draft, decision, incoming, head, state)
+            self._carry_out(tx, decision.kind, plan, incoming)
+            tx.run_since_us = tx.at_us
+            tx.commit()
+        except BaseException as error:
+            tx.roll_back(error)
+            raise
+        return tx
+
+    def _plan(self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any) -> Plan:
+        user = user_key(incoming.measurement.user)
+        own = (incoming.key, identities.identity(incoming.measurement, incoming.reading, incoming.origin, HELD))
+        if decision.start == "reading":
+            return Plan((incoming.key, incoming.reading), state, (own,))
+        situation = self.situation(draft, head, state, user, incoming.reading.at_us)
+        since_us = (self.store.estimator.at_us(situation.pin) if decision.start == "pin"
+                    else (*situation.run, incoming.reading)[decision.run_from].at_us - 1)
+        members = [(key, kept) for key, kept in draft.identities(user, since_us) if identities.is_evidence(kept)]
+        members = sorted([*members, own])
+        if decision.start == "pin":
+            return Plan(None, situation.pin, tuple(members))
+        first = next(i for i, (_, kept) in enumerate(members) if kept.disposition == HELD)
+        key, kept = members[first]
+        return Plan((key, identities.reading_of(key, user, kept)), state, tuple(members))
+
+    def _carry_out(self, tx: ResetTransaction, kind: str, plan: Plan, incoming: Incoming) -> None:
+        estimator, user = self.store.estimator, user_key(incoming.measurement.user)
+        if plan.start is None:
+            tx.apply("return to the state before the reset", lambda _: plan.start_state)
+        else:
+            self._apply_kind(tx, kind, plan.start[1])
+        left_out: list[tuple[bytes, Identity, str]] = []
+        for key, kept in plan.members:
+            reading = identities.reading_of(key, user, kept)
+            if plan.start is not None and key == plan.start[0]:
+                tx.admit(key, kept)
+                continue
+            if reading.at_us <= estimator.at_us(tx.state):
+                left_out.append((key, kept, "late: not after the measurement before it"))
+            elif not estimator.nis(tx.state, reading) <= self.policy.gate:
+                nis = estimator.nis(tx.state, reading)
+                left_out.append((key, kept, f"does not fit the {kind}: NIS {nis:.1f} is above the gate {self.policy.gate:g}"))
+            else:
+                tx.apply(f"admit {iso(reading.at_us)}", lambda s, r=reading: estimator.step(s, r))
+                tx.admit(key, kept)
+        for key, kept, reason in left_out:
+            tx.leave_out(key, kept, reason)
+
+    def _apply_kind(self, tx: ResetTransaction, kind: str, reading: Reading | None) -> None:
+        how = self.policy.kinds[kind]
+        at_us = tx.now.at_us if reading is None else reading.at_us
+        for operation in self.store.estimator.operations(how, reading, at_us):
+            tx.apply(operation.name, operation.run)
+
+    def decide(self, situation: Situation, incoming: Incoming) -> Decision:
+        """The policy's word on an incoming measurement."""
+        return self.policy.decide(self.store.estimator, situation, incoming.reading, source_name(incoming.measurement.source))
+
+

@@ -1,0 +1,519 @@
+"""Processor: the measurement loop.  Every measurement read ends as exactly one of five things, and exactly once.
+
+accepted (a step, or admitted by a reset), quarantined (kept aside with its reason), duplicate (seen earlier in the same
+source), late (not after the user's last accepted instant; kept aside), known (consumed by an earlier run or source).
+A failed or refused reset never stops the stream: the measurement is accepted into the state before the reset where it
+fits that, else it is quarantined (INV-08, INV-09, INV-11, INV-12).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from statemachine import codec
+from statemachine.audit import Entry, Personal, Public, context_now
+from statemachine.breaker import CLOSED, Now
+from statemachine.clock import iso
+from statemachine.errors import (
+    BreakerOpen,
+    ConflictError,
+    InvalidInput,
+    MutationFailed,
+    ResetValidationError,
+    StoreBusy,
+    StoreCorrupt,
+)
+from statemachine.manager import Incoming, ResetManager
+from statemachine.policy import Decision, Situation
+from statemachine.state import Measurement, user_key
+from statemachine.store import Store, identities, keys, log
+from statemachine.store.draft import Draft
+from statemachine.store.identities import Origin
+from statemachine.store.records import ACCEPTED, HELD, LATE, QUARANTINED, Cursor, Head, Meta, Unreadable
+from statemachine.transaction import ResetResult
+
+STATUSES: Final = ("accepted", "quarantined", "duplicate", "late", "known")
+RETRIES_MAX: Final = 100
+CACHED_USERS_MAX: Final = 20_000
+NAME_CHARS_MAX: Final = 300
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What became of one measurement.
+
+    `status` is one of `STATUSES`, `reason` says why it was not accepted.  `reset` is None, or the attempt it caused.
+    `version` is the user's version afterwards; `nis` is None where there was no state to measure against, and
+    `adapting` tells whether the noise was still widened by an earlier reset then.
+    """
+
+    status: str
+    user: str
+    reason: str = ""
+    reset: ResetResult | None = None
+    version: int = 0
+    nis: float | None = None
+    adapting: bool = False
+
+
+class SourceRow(msgspec.Struct, frozen=True, gc=False):
+    """One row of a source: a measurement, or what could not be read as one."""
+
+    row: int
+    measurement: Measurement | None
+    unreadable: Unreadable | None = None
+
+
+class _User(msgspec.Struct, frozen=True, gc=False):
+    """A user's end of the log, decoded, with the bytes it stands for."""
+
+    head: Head | None
+    state: Any
+    last_us: int
+    expected: tuple[tuple[bytes, bytes | None], ...]
+
+
+class _Batch:
+    """What one commit collects: the draft, the users it touched, and the instants it is decided by."""
+
+    def __init__(self, draft: Draft, now: Now, present_us: int, *, alone: bool) -> None:
+        self.draft = draft
+        self.now = now
+        self.present_us = present_us
+        self.alone = alone
+        self.users: dict[str, _User] = {}
+
+
+class _NeedsOwnCommit(Exception):  # noqa: N818 - a signal between two functions here
+    """A measurement of the batch needs a draft of its own: a breaker is not closed, or something cannot be read."""
+
+
+class Processor:
+    """Feeds measurements to one manager's store.  `process` may be called from several threads."""
+
+    def __init__(self, manager: ResetManager) -> None:
+        self.manager = manager
+        self.store: Store = manager.store
+        self._cache: dict[str, _User] = {}
+
+    def process(self, measurement: Measurement) -> Outcome:
+        """Decide one measurement by the present time; its outcome is durable on return, as the store's mode says.
+
+        Raises what prevents any outcome: StoreFull, StoreUnavailable, StoreBusy, CommitInDoubt.
+        """
+        wall_us = self.store.clock.now_us()
+        return self.alone(measurement, Origin(), Now(wall_us, wall_us), wall_us)
+
+    def process_batch(self, measurements: Iterable[Measurement]) -> list[Outcome]:
+        """Decide measurements in the order given, in commits of at most `group_measurements_max`; durable on return."""
+        wall_us = self.store.clock.now_us()
+        outcomes: list[Outcome] = []
+        intake = Intake(self, [_Stream(None, Cursor(0, 0, {}, wall_us, wall_us), "wall")], lambda _, o: outcomes.append(o))
+        for number, measurement in enumerate(measurements):
+            intake.add(0, SourceRow(number, measurement))
+        intake.flush()
+        return outcomes
+
+    def intake(self, sources: Iterable[tuple[bytes | None, str]], report: Callable[[int, Outcome], None]) -> Intake:
+        """An intake for sources given as (16-byte hash of content and options, or None for a stream; name).
+
+        A source with a hash has a cursor, committed with what it counts; a stream has none, only identities.
+        """
+        return Intake(self, [self._registered(source, name) for source, name in sources], report)
+
+    def _registered(self, source: bytes | None, name: str) -> _Stream:
+        """The source's stream, numbered and given its present (`Cursor.now_us`) at its first run; durable on return."""
+        key = None if source is None else keys.cursor(source)
+        while True:
+            stored = None if source is None else self.store.cursor(source)
+            if stored is not None:
+                return _Stream(key, stored, "event")
+            draft = self.store.draft()
+            meta = codec.unpack(Meta, codec.unseal(keys.META, draft.expect(keys.META) or b""))
+            cursor = Cursor(meta.sources + 1, 0, {}, self.store.clock.now_us(), -(2**62), name[:NAME_CHARS_MAX])
+            draft.put(keys.META, codec.pack(msgspec.structs.replace(meta, sources=cursor.source_id)))
+            if key is not None:
+                draft.expect(key)
+                draft.put(key, codec.pack(cursor))
+            try:
+                self.store.commit(draft)
+            except ConflictError:
+                continue
+            return _Stream(key, cursor, "event")
+
+    def alone(  # noqa: PLR0913 - a row and what it is decided by
+        self, measurement: Measurement, origin: Origin, now: Now, present_us: int,
+        finish: Callable[[Draft, Outcome], None] | None = None,
+    ) -> Outcome:
+        """One measurement in a commit of its own, from fresh heads, again while others are faster."""
+        damaged: StoreCorrupt | None = None
+        for _ in range(RETRIES_MAX):
+            batch = _Batch(self.store.draft(), now, present_us, alone=True)
+            try:
+                outcome = (self.one(batch, measurement, origin) if damaged is None
+                           else self._unreadable_user(batch, measurement, origin, damaged))
+                if finish is not None:
+                    finish(batch.draft, outcome)
+                if batch.draft:
+                    self.store.commit(batch.draft)
+            except ConflictError:
+                batch.draft.drop()
+            except StoreCorrupt as error:
+                batch.draft.drop()
+                if damaged is not None:
+                    raise
+                damaged = self._walk_back(measurement.user, error)
+            except BaseException:
+                batch.draft.drop()
+                raise
+            else:
+                return outcome
+        message = f"other writers changed {measurement.user!r} {RETRIES_MAX} times in a row; try again"
+        raise StoreBusy(message, user=measurement.user)
+
+    def _walk_back(self, user: str, error: StoreCorrupt) -> StoreCorrupt | None:
+        """Mend a damaged user from its log; the error when it cannot be mended, None when the measurement may go on."""
+        try:
+            return None if self.manager.recover(user) is not None else error
+        except StoreCorrupt as none_good:
+            return none_good
+
+    def _unreadable_user(self, batch: _Batch, measurement: Measurement, origin: Origin, error: StoreCorrupt) -> Outcome:
+        """Nothing of the user can be read: the measurement is kept under the source, and no reset may start (INV-04)."""
+        reason = f"the user's state cannot be read: {error}"
+        raw = f"{measurement.at.isoformat()} {measurement.value} {measurement.unit} {measurement.source}"
+        text = identities.digest(raw, measurement.user, str(origin.row))
+        key = keys.unreadable(origin.source_id, origin.row) + text
+        batch.draft.put(key, codec.pack(Unreadable(0, raw, reason, measurement.user)))
+        return Outcome("quarantined", measurement.user, reason)
+
+    def user(self, batch: _Batch, user: str) -> _User:
+        """The user's end of the log as this batch sees it; the commit applies only if it still stands then."""
+        found = batch.users.get(user)
+        if found is not None:
+            return found
+        cached = None if batch.alone else self._cache.get(user)
+        if cached is None:
+            cached = self._read(batch.draft, user)
+        else:
+            for key, value in cached.expected:
+                batch.draft.expect_as(key, value)
+        batch.users[user] = cached
+        return cached
+
+    def _read(self, draft: Draft, user: str) -> _User:
+        key = user_key(user)
+        head = draft.head(key)
+        aside = draft.aside(key)
+        state = None if head is None else self.store.estimator.decode(head.state)
+        last_us = max(self._at_us(state), aside.last_us if aside else -(2**62))
+        expected = tuple((k, draft.expected[k]) for k in (keys.head(key), keys.aside(key)) if k in draft.expected)
+        return _User(head, state, last_us, expected)
+
+    def _at_us(self, state: Any) -> int:
+        return -(2**62) if state is None else self.store.estimator.at_us(state)
+
+    def one(self, batch: _Batch, measurement: Measurement, origin: Origin) -> Outcome:
+        """Decide one measurement into the batch's draft."""
+        name = measurement.user
+        user = self.user(batch, name)
+        key = identities.key_of(user_key(name), measurement)
+        if measurement.at_us <= user.last_us:
+            seen = batch.draft.identity(key)
+            if seen is not None:
+                status = "duplicate" if seen.source_id == origin.source_id else "known"
+                return Outcome(status, name, "", None, user.head.version if user.head else 0)
+        if measurement.at_us > batch.present_us:
+            reason = f"from the future: {iso(measurement.at_us)} is after the present, {iso(batch.present_us)}"
+            return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
+        try:
+            reading = self.store.estimator.reading(measurement)
+        except InvalidInput as error:
+            return self._kept(batch, key, measurement, origin, QUARANTINED, str(error))
+        incoming = Incoming(measurement, key, reading, origin)
+        if user.head is not None:
+            if reading.at_us <= self._at_us(user.state):
+                reason = f"late: not after the last accepted measurement at {iso(self._at_us(user.state))}"
+                return self._kept(batch, key, measurement, origin, LATE, reason)
+            if user.head.rules != self.store.validator.fingerprint:
+                broken = self.store.validator.validate(user.state)
+                if broken:
+                    reason = f"the stored state breaks the rules in force ({broken[0]}); reset or restore the user first"
+                    return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
+        situation = Situation(user.state, reset_us=user.head.reset_us if user.head else 0)
+        decision = self.manager.decide(situation, incoming)
+        if decision.action == "hold":
+            situation = self.manager.situation(batch.draft, user.head, user.state, user_key(name), reading.at_us)
+            decision = self.manager.decide(situation, incoming)
+        if decision.action == "accept":
+            return self._accept(batch, user, incoming, decision.nis)
+        if decision.action == "hold":
+            return self._hold(batch, incoming, decision)
+        return self._reset(batch, user, incoming, decision)
+
+    def _accept(self, batch: _Batch, user: _User, incoming: Incoming, nis: float | None, reset: ResetResult | None = None) -> Outcome:
+        estimator, head = self.store.estimator, user.head
+        if head is None:
+            message = "a measurement without a state was to be accepted"
+            raise InvalidInput(message)
+        state = estimator.step(user.state, incoming.reading)
+        violations = self.store.validator.validate(state, None, user.state)
+        if violations:
+            reason = f"it would make the state invalid: {violations[0]}"
+            return self._kept(batch, incoming.key, incoming.measurement, incoming.origin, QUARANTINED, reason, nis, reset)
+        key, at_us = user_key(incoming.measurement.user), incoming.reading.at_us
+        probation, since_us = head.probation, at_us
+        if probation is not None:
+            probation = msgspec.structs.replace(probation, accepted=probation.accepted + 1)
+            since_us = head.run_since_us
+            if self.manager.policy.probation_over(probation.since_us, probation.accepted, at_us):
+                probation, since_us = None, at_us
+                batch.draft.delete(keys.pin(key))
+        new = log.NewVersion(state, "", "measurement", at_us, (incoming.key,), incoming.reading)
+        after = log.append(
+            batch.draft, estimator, key, head, new, run_since_us=since_us, reset_us=head.reset_us, probation=probation,
+            rules=self.store.validator.fingerprint, versions_max=self.store.limits.versions_max,
+        )
+        accepted = identities.identity(incoming.measurement, incoming.reading, incoming.origin, ACCEPTED)
+        batch.draft.put_identity(key, incoming.key, accepted)
+        batch.users[incoming.measurement.user] = _User(after, state, max(user.last_us, at_us), ())
+        adapting = estimator.adapting(user.state, at_us)
+        return Outcome("accepted", incoming.measurement.user, "", reset, after.version, nis, adapting)
+
+    def _hold(self, batch: _Batch, incoming: Incoming, decision: Decision) -> Outcome:
+        if decision.refused_kind:
+            public = Public(event="reset.held", outcome="held", kind=decision.refused_kind)
+            personal = Personal(user=incoming.measurement.user, at_us=incoming.reading.at_us, trigger=decision.explain,
+                                details={"values": incoming.reading.values})
+            batch.draft.entries.append(Entry(public, personal, context_now()))
+        state = self.user(batch, incoming.measurement.user).state
+        kept = self._kept(batch, incoming.key, incoming.measurement, incoming.origin, HELD, decision.explain, decision.nis)
+        return msgspec.structs.replace(kept, adapting=self.store.estimator.adapting(state, incoming.reading.at_us))
+
+    def _kept(  # noqa: PLR0913 - the parts of an identity
+        self, batch: _Batch, key: bytes, measurement: Measurement, origin: Origin, disposition: int, reason: str,
+        nis: float | None = None, reset: ResetResult | None = None,
+    ) -> Outcome:
+        user, name = user_key(measurement.user), measurement.user
+        try:
+            reading = self.store.estimator.reading(measurement)
+        except InvalidInput:
+            reading = None
+        identities.keep_aside(batch.draft, user, key, identities.identity(measurement, reading, origin, disposition, reason))
+        before = self.user(batch, name)
+        batch.users[name] = _User(before.head, before.state, max(before.last_us, measurement.at_us), ())
+        status = "late" if disposition == LATE else "quarantined"
+        return Outcome(status, name, reason, reset, before.head.version if before.head else 0, nis)
+
+    def _reset(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision) -> Outcome:
+        key, name = user_key(incoming.measurement.user), incoming.measurement.user
+        if not batch.alone and (batch.draft.breaker(key).mode != CLOSED.mode or batch.draft.breaker(b"").mode != CLOSED.mode):
+            raise _NeedsOwnCommit  # a probe is leased by a commit before it runs
+        try:
+            tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now)
+        except BreakerOpen as error:
+            refused = ResetResult("refused", error.attempt_id or "", name, decision.kind,
+                                  user.head.version if user.head else 0, None, error=str(error))
+            return self._fall_back(batch, user, incoming, decision, refused)
+        except (MutationFailed, ResetValidationError) as error:
+            failed = ResetResult("rolled_back", error.attempt_id or "", name, decision.kind, user.head.version if user.head else 0,
+                                 None, getattr(error, "violations", ()), error=str(error))
+            return self._fall_back(batch, user, incoming, decision, failed)
+        batch.users[name] = _User(tx.head, tx.state, max(user.last_us, incoming.reading.at_us, tx.at_us), ())
+        version = tx.head.version if tx.head else 0
+        kept = batch.draft.identity(incoming.key)
+        if kept is not None and kept.disposition != ACCEPTED:
+            return Outcome("quarantined", name, kept.reason, tx.result, version, decision.nis)
+        return Outcome("accepted", name, "", tx.result, version, None)
+
+    def _fall_back(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision, reset: ResetResult) -> Outcome:
+        """After a failed or refused reset: the state before it where the measurement fits, else quarantine."""
+        if user.head is not None and decision.nis is not None and decision.nis <= self.manager.policy.gate:
+            return self._accept(batch, user, incoming, decision.nis, reset)
+        reason = f"the {decision.kind} reset was {reset.outcome.replace('_', ' ')}: {reset.error}"
+        return self._kept(batch, incoming.key, incoming.measurement, incoming.origin, HELD, reason, decision.nis, reset)
+
+    def remember(self, batch: _Batch) -> None:
+        """Keep the users of a committed batch decoded; the bytes they stand for are compared at their next commit."""
+        if len(self._cache) > CACHED_USERS_MAX:
+            self._cache.clear()
+        for name, user in batch.users.items():
+            key = user_key(name)
+            expected = tuple(
+                (k, batch.draft.puts[k] if k in batch.draft.puts else batch.draft.expected.get(k))
+                for k in (keys.head(key), keys.aside(key))
+            )
+            self._cache[name] = _User(user.head, user.state, user.last_us, expected)
+
+    def forget_user(self, user: str) -> None:
+        """Drop what is kept decoded of one user."""
+        self._cache.pop(user, None)
+
+    def forget(self) -> None:
+        """Drop what is kept decoded, after a batch that could not be committed."""
+        self._cache.clear()
+
+
+class _Stream:
+    """One source on its way through: what is committed of it, and what the pending batch adds to that."""
+
+    def __init__(self, key: bytes | None, cursor: Cursor, base: Literal["event", "wall"]) -> None:
+        self.key = key
+        self.base: Literal["event", "wall"] = base
+        self.cursor = cursor
+        self.position = 0
+        self.pending: Counter[str] = Counter()
+        self.latest_us = cursor.latest_us
+
+    def now(self, measurement: Measurement | None, wall_us: int) -> Now:
+        """The instant to decide a row by: the greatest event time seen, or the wall clock for live callers."""
+        if self.base == "wall":
+            return Now(wall_us, wall_us)
+        if measurement is not None and self.latest_us < measurement.at_us <= self.cursor.now_us:
+            self.latest_us = measurement.at_us
+        return Now(self.latest_us, wall_us, "event")
+
+    def put_cursor(self, draft: Draft) -> None:
+        """The cursor as it will stand, in the draft that carries what it counts."""
+        if self.key is not None and self.pending:
+            draft.expect_as(self.key, codec.seal(self.key, codec.pack(self.cursor)))
+            draft.put(self.key, codec.pack(self.advanced()))
+
+    def advanced(self) -> Cursor:
+        """The cursor with the pending rows consumed."""
+        totals = Counter(self.cursor.totals)
+        totals.update(self.pending)
+        totals["read"] += self.pending.total()
+        return msgspec.structs.replace(self.cursor, consumed=self.cursor.consumed + self.pending.total(),
+                                       totals=dict(sorted(totals.items())), latest_us=self.latest_us)
+
+    def settled(self) -> None:
+        """The pending rows are durable."""
+        self.cursor = self.advanced()
+        self.pending = Counter()
+
+    def reverted(self) -> None:
+        """The pending rows are to be taken anew."""
+        self.pending = Counter()
+        self.latest_us = self.cursor.latest_us
+
+
+class Intake:
+    """One pass over the rows of one or several sources, many rows a commit; with a cursor, each is consumed exactly once.
+
+    `report` is called with each row's source number and outcome once it is durable.  A batch that misses is dropped and
+    its rows are taken one by one.
+    """
+
+    def __init__(self, processor: Processor, streams: Sequence[_Stream], report: Callable[[int, Outcome], None]) -> None:
+        self.streams = tuple(streams)
+        self.known = [0] * len(streams)
+        self._processor = processor
+        self._store = processor.store
+        self._report = report
+        self._rows: list[tuple[int, SourceRow]] = []
+        self._outcomes: list[Outcome] = []
+        self._batch: _Batch | None = None
+
+    def add(self, number: int, row: SourceRow) -> None:
+        """Take the next row of source `number`, in that source's processing order."""
+        stream = self.streams[number]
+        stream.position += 1
+        if stream.position <= stream.cursor.consumed and stream.key is not None:
+            self.known[number] += 1
+            return
+        batch = self._batch
+        if batch is None:
+            wall_us = self._store.clock.now_us()
+            batch = self._batch = _Batch(self._store.draft(), Now(wall_us, wall_us), stream.cursor.now_us, alone=False)
+        before = (len(batch.draft.puts), len(batch.draft.entries), len(batch.draft.events))
+        try:
+            outcome = self._decide(batch, stream, row)
+        except (_NeedsOwnCommit, StoreCorrupt):
+            if before == (len(batch.draft.puts), len(batch.draft.entries), len(batch.draft.events)):
+                self.flush()
+            else:
+                self._again()
+            self._one_by_one([(number, row)])
+            return
+        except BaseException:
+            batch.draft.drop()
+            raise
+        self._rows.append((number, row))
+        self._outcomes.append(outcome)
+        stream.pending[outcome.status] += 1
+        if len(self._rows) >= self._store.limits.group_measurements_max or self._store.marks.full:
+            self.flush()
+
+    def _decide(self, batch: _Batch, stream: _Stream, row: SourceRow) -> Outcome:
+        batch.now = stream.now(row.measurement, batch.now.wall_us)
+        batch.present_us = stream.cursor.now_us
+        if row.measurement is not None:
+            return self._processor.one(batch, row.measurement, Origin(stream.cursor.source_id, row.row))
+        return _keep_unreadable(batch.draft, stream, row)
+
+    def flush(self) -> None:
+        """Make what was taken durable and report it; raises what prevents any commit, having lost nothing."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        for stream in self.streams:
+            stream.put_cursor(batch.draft)
+        try:
+            if batch.draft:
+                self._store.commit(batch.draft)
+        except ConflictError:
+            self._batch = batch
+            self._again()
+            return
+        except BaseException:
+            batch.draft.drop()
+            self._processor.forget()
+            raise
+        self._processor.remember(batch)
+        for stream in self.streams:
+            stream.settled()
+        rows, outcomes, self._rows, self._outcomes = self._rows, self._outcomes, [], []
+        for (number, _), outcome in zip(rows, outcomes, strict=True):
+            self._report(number, outcome)
+
+    def _again(self) -> None:
+        """Drop the batch and take its rows one by one, from what is durable."""
+        if self._batch is not None:
+            self._batch.draft.drop()
+        rows, self._rows, self._outcomes, self._batch = self._rows, [], [], None
+        self._processor.forget()
+        for stream in self.streams:
+            stream.reverted()
+        self._one_by_one(rows)
+
+    def _one_by_one(self, rows: Sequence[tuple[int, SourceRow]]) -> None:
+        for number, row in rows:
+            stream = self.streams[number]
+            wall_us = self._store.clock.now_us()
+            now = stream.now(row.measurement, wall_us)
+
+            def finish(draft: Draft, outcome: Outcome, stream: _Stream = stream) -> None:
+                stream.pending = Counter({outcome.status: 1})
+                stream.put_cursor(draft)
+
+            if row.measurement is None:
+                draft = self._store.draft()
+                outcome = _keep_unreadable(draft, stream, row)
+                finish(draft, outcome)
+                self._store.commit(draft)
+            else:
+                origin = Origin(stream.cursor.source_id, row.row)
+                self._processor.forget_user(row.measurement.user)
+                outcome = self._processor.alone(row.measurement, origin, now, stream.cursor.now_us, finish)
+            stream.settled()
+            self._report(number, outcome)
+
+
+def _keep_unreadable(draft: Draft, stream: _Stream, row: SourceRow) -> Outcome:
+    kept = msgspec.structs.replace(row.unreadable or Unreadable(0, "", "no measurement"), file=stream.cursor.name)
+    draft.put(keys.unreadable(stream.cursor.source_id, row.row), codec.pack(kept))
+    return Outcome("quarantined", kept.user, kept.reason)

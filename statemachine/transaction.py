@@ -1,0 +1,469 @@
+"""ResetTransaction: one attempt to reset one user's state, from snapshot to durable outcome.
+
+Every mutation is validated before it counts, a failure at any point rolls all of it back, and whatever happens the
+attempt ends with exactly one outcome in the audit log (INV-01, INV-03, INV-04).  Leaving the block without `commit()`
+rolls back.  Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot and mark, 2 mutate and validate,
+3 collect the changes in a draft; the store's committer does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from statemachine import audit, breaker, codec
+from statemachine.audit import Entry, Operation, Personal, Public
+from statemachine.breaker import Admission, Breaker, BreakerPolicy, Now
+from statemachine.clock import iso
+from statemachine.errors import (
+    BreakerOpen,
+    CommitInDoubt,
+    ConflictError,
+    InvalidInput,
+    MutationFailed,
+    ResetError,
+    ResetValidationError,
+    UserUnknown,
+)
+from statemachine.machine import Guard, Phase
+from statemachine.marks import ENDED, RUNNING, WAITING, Mark
+from statemachine.policy import ResetPolicy
+from statemachine.state import user_key
+from statemachine.store import Store, identities, keys, log
+from statemachine.store.committer import BreakerChanged
+from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason
+from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
+from statemachine.validation import Violation
+
+REASON_CHARS_MAX: Final = 500
+EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
+
+
+class Checkpoint(NamedTuple):
+    """A validated savepoint inside an attempt."""
+
+    name: str
+    state: Any
+
+
+class ResetResult(NamedTuple):
+    """How an attempt ended.
+
+    `outcome`: "committed", "rolled_back", "refused", "conflicted" or "dry_run".  `version` is the new version, None
+    when nothing was committed.  `delta_x` and `delta_P` (row by row) are in the estimator's units.
+    """
+
+    outcome: str
+    attempt_id: str
+    user: str
+    kind: str
+    base_version: int
+    version: int | None
+    violations: tuple[Violation, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    delta_x: tuple[float, ...] | None = None
+    delta_P: tuple[float, ...] | None = None  # noqa: N815 - the literature's letter
+    error: str = ""
+
+
+class Context(NamedTuple):
+    """What every attempt of a manager shares."""
+
+    store: Store
+    policy: ResetPolicy
+    breaker: BreakerPolicy
+    live: bool = False
+
+
+class Attempt(NamedTuple):
+    """What an attempt is for: kind, trigger, who asked and why, when, and the input it rests on."""
+
+    user: str
+    kind: str
+    reason: str = ""
+    actor: str = ""
+    trigger: str = ""
+    input: str = ""
+    now: Now | None = None
+    expect_version: int | None = None
+    dry_run: bool = False
+
+
+class ResetTransaction:
+    """One attempt; use it in a `with` block.  With `draft` given, its outcome becomes durable with that draft.
+
+    `tx.state` is the newest validated candidate, or the before-image (None where nothing is stored yet).
+    """
+
+    def __init__(self, context: Context, attempt: Attempt, draft: Draft | None = None) -> None:
+        store = context.store
+        self.attempt = attempt
+        self.user = attempt.user
+        self.attempt_id = store.ids.attempt_id()
+        self.result: ResetResult | None = None
+        self.violations: tuple[Violation, ...] = ()
+        self.admitted: tuple[bytes, ...] = ()
+        self.details: dict[str, Any] = {}
+        self.run_since_us: int | None = None
+        self.probation = True
+        self._context = context
+        self._store = store
+        self._key = user_key(attempt.user)
+        wall_us = store.clock.now_us()
+        self.now = attempt.now or Now(wall_us, wall_us)
+        self._batch = draft
+        self._draft = draft if draft is not None else store.draft()
+        self._guard = Guard(live=context.live)
+        self._operations: list[Operation] = []
+        self._dispositions: list[tuple[bytes, Identity, int, str]] = []
+        self.head: Head | None = None
+        self._began_us = store.clock.monotonic_us()
+        self._slot: int | None = None
+        self._suspect = (attempt.input or attempt.kind, 0)
+        self._breaker = breaker.CLOSED
+        self._global = breaker.CLOSED
+        self._head: Head | None = None
+        self.before: Any = None
+        self.state: Any = None
+
+    @property
+    def phase(self) -> Phase:
+        """Where the attempt stands."""
+        return self._guard.phase
+
+    @property
+    def base_version(self) -> int:
+        """The version the snapshot was taken from, 0 where nothing is stored."""
+        return self._head.version if self._head else 0
+
+    def __enter__(self) -> ResetTransaction:
+        """Take the snapshot and the mark; raises BreakerOpen when the attempt is refused, ConflictError for `expect_version`."""
+        self.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Roll back unless committed; never swallows the exception."""
+        if self._guard.phase not in (Phase.COMMITTED, Phase.ROLLEDBACK, Phase.BREAKER_OPEN):
+            self.roll_back(error)
+
+    def begin(self, head: Head | None = None, state: Any = None) -> None:
+        """Step 1: read the head, ask the breakers, fill the mark.  `head` and `state` may be given by who has just read them."""
+        self._head = head if head is not None else self._draft.head(self._key)
+        if self._head is not None:
+            self.before = self.state = state if state is not None else self._store.estimator.decode(self._head.state)
+        self._suspect = (self._suspect[0], self.base_version)
+        if not self.attempt.dry_run:
+            self._admit()
+            self._slot = self._store.marks.fill(self._mark(RUNNING, "reset.interrupted", "interrupted"))
+        self._guard.fire("snapshot")
+        expected = self.attempt.expect_version
+        if expected is not None and expected != self.base_version:
+            message = f"{self.user!r} is at version {self.base_version}, not {expected} as expected; nothing was changed"
+            error = ConflictError(message, user=self.user, attempt_id=self.attempt_id)
+            self._end("conflicted", "void", error)
+            raise error
+
+    def _admit(self) -> None:
+        policy = self._context.breaker
+        self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
+        for scope, user, record, suspect in (("user", self._key, self._breaker, self._suspect), ("global", b"", self._global, None)):
+            admission = breaker.admit(record, policy, self.now, user.decode(), suspect)
+            if admission.verdict == "probe":
+                leased = self._lease(user, record)
+                admission = Admission("refuse", "probing") if leased is None else Admission("admit")
+                if leased is not None and scope == "user":
+                    self._breaker = leased
+                elif leased is not None:
+                    self._global = leased
+            if admission.verdict == "refuse":
+                self._refuse(scope, record, admission)
+
+    def _lease(self, user: bytes, record: Breaker) -> Breaker | None:
+        """Take the one probe slot, durably, before any mutation runs; None when another attempt was faster."""
+        leased = breaker.lease(record, self.attempt_id, self._store.committer.owner)
+        draft = self._store.draft()
+        key = keys.breaker(user) if user else keys.GLOBAL_BREAKER
+        draft.expect_as(key, codec.seal(key, codec.pack(record)))
+        draft.put(key, codec.pack(leased))
+        try:
+            self._store.commit(draft)
+        except ConflictError:
+            return None
+        return leased
+
+    def _refuse(self, scope: str, record: Breaker, admission: Admission) -> None:
+        self._guard.fire("refuse")
+        when = "" if admission.retry_at_us is None else f"; try again after {iso(admission.retry_at_us)}"
+        message = f"the {scope} circuit breaker refused a {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
+        if scope == "global" and self._breaker.probe == self.attempt_id:
+            self._store.commit(self._void())
+        mark = self._mark(ENDED, "reset.refused", "refused", message)
+        if self._batch is not None:
+            self._batch.entries.append(mark.entry())
+        else:
+            self._store.marks.write(self._store.marks.fill(mark), mark)
+        self.result = ResetResult("refused", self.attempt_id, self.user, self.attempt.kind, self.base_version, None, error=message)
+        raise BreakerOpen(message, scope=scope, reason=admission.reason, retry_at_us=admission.retry_at_us, user=self.user,
+                          attempt_id=self.attempt_id)
+
+    def _void(self) -> Draft:
+        draft = self._store.draft()
+        draft.add_event(self._event("void"))
+        return draft
+
+    def _mark(self, state: int, event: str, outcome: str, error: str = "") -> Mark:
+        a = self.attempt
+        return Mark(state, event, outcome, self.attempt_id, self.user, a.kind, self._suspect[0], self.base_version,
+                    self._breaker.generation, self.now.at_us, a.trigger, a.reason, a.actor, error)
+
+    def apply(self, name: str, mutation: Callable[[Any], Any]) -> Any:
+        """Step 2: run one mutation on `state`, validate what it returns, and make that the newest checkpoint.
+
+        Raises MutationFailed when it raises or returns no state, ResetValidationError when the candidate breaks rules;
+        `state` is then still the checkpoint before, and `roll_back_to` may go on from any earlier one.
+        """
+        self._guard.fire("mutate")
+        clock = self._store.clock
+        began_us = clock.monotonic_us()
+        ok = False
+        try:
+            try:
+                candidate = mutation(self.state)
+            except Exception as error:
+                message = f"operation {name!r} on {self.user!r} raised {type(error).__name__}: {error}"
+                raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id) from error
+            self._validate(name, candidate)
+            ok = True
+        finally:
+            self._operations.append(Operation(name, clock.monotonic_us() - began_us, ok))
+        self._guard.fire("validate")
+        self.state = candidate
+        return candidate
+
+    def _validate(self, name: str, candidate: Any) -> None:
+        if not self._store.estimator.is_state(candidate):
+            message = f"operation {name!r} on {self.user!r} returned a {type(candidate).__name__}, not a state"
+            raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id)
+        violations = self._store.validator.validate(candidate, self.now.wall_us, self._known())
+        if violations:
+            self.violations = violations
+            message = f"operation {name!r} on {self.user!r} made an invalid state: " + "; ".join(map(str, violations[:3]))
+            raise ResetValidationError(message, operation=name, violations=violations, user=self.user, attempt_id=self.attempt_id)
+
+    def _known(self) -> Any:
+        """The newest candidate, which has passed the rules in force; the before-image may have passed older ones."""
+        if self.state is not self.before or (self._head is not None and self._head.rules == self._store.validator.fingerprint):
+            return self.state
+        return None
+
+    def checkpoint(self, state: Any, name: str) -> Checkpoint:
+        """A savepoint to which `roll_back_to` can return; a state other than the current one is validated first."""
+        if state is not self.state:
+            self.apply(name, lambda _: state)
+        return Checkpoint(name, state)
+
+    def roll_back_to(self, checkpoint: Checkpoint) -> None:
+        """Go on from an earlier checkpoint, dropping what was applied after it."""
+        if checkpoint.state is None:
+            message = "there was no state at that checkpoint: leave the block to roll back"
+            raise InvalidInput(message, user=self.user, attempt_id=self.attempt_id)
+        self.apply(f"roll back to {checkpoint.name!r}", lambda _: checkpoint.state)
+        self.violations = ()
+
+    def admit(self, key: bytes, kept: Identity) -> None:
+        """Take a measurement into the new version: the image names it, and its identity says accepted, with the commit."""
+        self.admitted = (*self.admitted, key)
+        self._dispositions.append((key, kept, ACCEPTED, ""))
+
+    def leave_out(self, key: bytes, kept: Identity, reason: str) -> None:
+        """Quarantine a measurement that does not fit the new version, with the commit."""
+        self._dispositions.append((key, kept, QUARANTINED, reason))
+
+    @property
+    def at_us(self) -> int:
+        """The instant of the newest checkpoint's state, in microseconds since 1970 UTC."""
+        return self._store.estimator.at_us(self.state)
+
+    def commit(self) -> ResetResult:
+        """Steps 3 to 9: make the newest checkpoint the user's next version, with its outcome, in one transaction.
+
+        Durable on return, as the store's mode says.  Raises ConflictError when the user was changed since the snapshot,
+        BreakerOpen when the breaker opened meanwhile, StoreFull and the like when nothing was written, CommitInDoubt
+        when that cannot be told: `manager.inspect(attempt_id)` settles it.
+        """
+        self._guard.check("commit")
+        deltas = self._store.estimator.deltas(self.before, self.state)
+        if self.attempt.dry_run:
+            self._guard.fire("roll_back")
+            return self._finished("dry_run", None, deltas)
+        draft = self._draft
+        self._move_measurements(draft)
+        self.head = head = self._append(draft)
+        entry = self._entry(EVENTS.get(self.attempt.kind, "reset.committed"), "committed", Phase.COMMITTED,
+                            version=head.version, deltas=deltas)
+        draft.entries.append(entry)
+        draft.add_event(self._event("success"))
+        if self._slot is not None:
+            self._store.marks.state(self._slot, WAITING)
+        if self._batch is not None:
+            draft.after.append(self._release)
+            draft.dropped.append(self._dropped)
+        else:
+            self._commit_alone(draft)
+        self._guard.fire("commit")
+        return self._finished("committed", head.version, deltas)
+
+    def _commit_alone(self, draft: Draft) -> None:
+        draft.on_miss = self._missed
+        try:
+            self._store.commit(draft)
+        except BreakerChanged as error:
+            self._rolled_back("rolled_back", error)
+            raise BreakerOpen(f"{error}; {self.user!r} was not changed", scope="user", reason="changed", user=self.user,
+                              attempt_id=self.attempt_id) from error
+        except ConflictError as error:
+            self._rolled_back("conflicted", error)
+            raise ConflictError(str(error), user=self.user, attempt_id=self.attempt_id) from error
+        except CommitInDoubt as error:
+            error.user, error.attempt_id = self.user, self.attempt_id
+            self._leave_mark("reset.interrupted", "interrupted", error)
+            raise
+        except BaseException as error:
+            self._leave_mark("reset.rolled_back", "rolled_back", error)
+            self._guard.fire("roll_back")
+            raise
+        self._release()
+
+    def _rolled_back(self, outcome: str, error: BaseException) -> None:
+        self._release()
+        self._guard.fire("roll_back")
+        self._finished(outcome, None, None, str(error))
+
+    def _missed(self, reason: MissReason) -> Miss:
+        outcome = "conflicted" if reason == "conflict" else "rolled_back"
+        entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=f"the commit found a {reason}")
+        return Miss(entry, self._event("void"))
+
+    def _move_measurements(self, draft: Draft) -> None:
+        released = withdrawn = 0
+        for key, kept, disposition, reason in self._dispositions:
+            recorded = draft.identity(key)
+            if recorded is None and disposition == ACCEPTED:
+                draft.put_identity(self._key, key, msgspec.structs.replace(kept, disposition=ACCEPTED, reason=""))
+                continue
+            if recorded is None:
+                identities.keep_aside(draft, self._key, key, msgspec.structs.replace(kept, disposition=disposition, reason=reason))
+                continue
+            released += recorded.disposition != ACCEPTED and disposition == ACCEPTED
+            withdrawn += recorded.disposition == ACCEPTED and disposition != ACCEPTED
+            if (recorded.disposition, recorded.reason) != (disposition, reason):
+                identities.move(draft, self._key, key, recorded, disposition, reason)
+        if released or withdrawn:
+            self.details = {**self.details, "released_from_quarantine": released, "withdrawn_to_quarantine": withdrawn}
+
+    def _append(self, draft: Draft) -> Head:
+        """Step 3: the new version, the head, the pin and the probation, in the draft."""
+        estimator, head = self._store.estimator, self._head
+        at_us, since = self.now.at_us, self.run_since_us
+        if since is None:
+            since = head.run_since_us if head else at_us
+        probation = None
+        if self.probation:
+            if head is None or head.probation is None or self._context.policy.probation_over(
+                    head.probation.since_us, head.probation.accepted, at_us):
+                before = Pin(head.version, estimator.encode(self.before), head.kernel) if head else Pin(0, b"", estimator.kernel)
+                draft.put(keys.pin(self._key), codec.pack(before))
+            probation = Probation(at_us, 0, self.attempt.kind, self.base_version + 1)
+        elif head is not None and head.probation is not None:
+            draft.delete(keys.pin(self._key))
+        if self.before is not None and estimator.at_us(self.state) < estimator.at_us(self.before):
+            aside = draft.aside(self._key) or Aside(0, 0)
+            last_us = max(aside.last_us, estimator.at_us(self.before))
+            draft.put(keys.aside(self._key), codec.pack(msgspec.structs.replace(aside, last_us=last_us)))
+        new = log.NewVersion(self.state, self.attempt_id, self.attempt.kind, at_us, self.admitted)
+        return log.append(draft, estimator, self._key, head, new, run_since_us=since, reset_us=at_us, probation=probation,
+                          rules=self._store.validator.fingerprint, versions_max=self._store.limits.versions_max)
+
+    def roll_back(self, error: BaseException | None = None) -> ResetResult:
+        """Undo everything; the outcome is durable on return (in a batch, with the batch).  An error counts as a failure."""
+        failed = isinstance(error, Exception) and not isinstance(error, ConflictError)
+        return self._end("rolled_back", "failure" if failed else "void", error)
+
+    def _end(self, outcome: str, result: breaker.Result, error: BaseException | None) -> ResetResult:
+        self._guard.fire("roll_back")
+        text = "" if error is None else f"{type(error).__name__}: {error}"
+        if self.attempt.dry_run:
+            return self._finished(outcome, None, None, text)
+        entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=text)
+        event = self._event(result)
+        if self._batch is not None:
+            self._batch.entries.append(entry)
+            self._batch.add_event(event)
+            self._batch.after.append(self._release)
+            self._batch.dropped.append(self._dropped)
+        else:
+            draft = self._store.draft()
+            draft.entries.append(entry)
+            draft.add_event(event)
+            try:
+                self._store.commit(draft)
+            except ResetError as trouble:
+                self._leave_mark(f"reset.{outcome}", outcome, error or trouble)
+            else:
+                self._release()
+        return self._finished(outcome, None, None, text)
+
+    def _leave_mark(self, event: str, outcome: str, error: BaseException) -> None:
+        """The outcome could not be written now: the mark says it, and the next commit or opening writes it."""
+        if self._slot is not None:
+            self._store.marks.write(self._slot, self._mark(ENDED, event, outcome, f"{type(error).__name__}: {error}"))
+
+    def _dropped(self) -> None:
+        if self._slot is not None:
+            text = "its batch was given up and its input was taken anew"
+            self._store.marks.write(self._slot, self._mark(ENDED, "reset.conflicted", "conflicted", text))
+
+    def _release(self) -> None:
+        if self._slot is not None:
+            self._store.marks.release(self._slot)
+            self._slot = None
+
+    def _finished(
+        self, outcome: str, version: int | None, deltas: tuple[tuple[float, ...], tuple[float, ...]] | None, error: str = "",
+    ) -> ResetResult:
+        x, p = deltas or (None, None)
+        self.result = ResetResult(outcome, self.attempt_id, self.user, self.attempt.kind, self.base_version, version,
+                                  self.violations, tuple(self._operations), x, p, error)
+        return self.result
+
+    def _event(self, result: breaker.Result) -> BreakerEvent:
+        return BreakerEvent(self._key, self._context.breaker, result, self.attempt_id, self._breaker.generation,
+                            self._global.generation, self.now, self._suspect)
+
+    def _entry(  # noqa: PLR0913 - the parts of a row
+        self, event: str, outcome: str, phase: Phase, *, version: int | None = None,
+        deltas: tuple[tuple[float, ...], tuple[float, ...]] | None = None, error: str = "",
+    ) -> Entry:
+        a = self.attempt
+        x, p = deltas or (None, None)
+        public = Public(
+            event=event, outcome=outcome, attempt_id=self.attempt_id, kind=a.kind, phase=phase.value,
+            base_version=self.base_version, new_version=version, head_author=self._head.author if self._head else "",
+            breaker_mode=self._breaker.mode, breaker_generation=self._breaker.generation,
+            duration_us=self._store.clock.monotonic_us() - self._began_us,
+        )
+        personal = Personal(user=a.user, at_us=self.now.at_us, trigger=a.trigger, reason=a.reason[:REASON_CHARS_MAX],
+                            actor=a.actor, operations=tuple(self._operations), violations=self.violations, error=error,
+                            delta_x=x, delta_P=p, details=self.details)
+        return Entry(public, personal, audit.context_now())
+
+
+def require_state(tx: ResetTransaction) -> Any:
+    """The before-image, for operations that need one; raises UserUnknown where nothing is stored."""
+    if tx.before is None:
+        message = f"nothing is stored for {tx.user!r}: give a measurement to start from"
+        raise UserUnknown(message, user=tx.user, attempt_id=tx.attempt_id)
+    return tx.before
