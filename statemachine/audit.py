@@ -210,8 +210,8 @@ def configure_for_command(*, verbose: bool) -> None:
     """Send this process's events to standard error as JSON lines, or nowhere; for the command alone, never the library."""
     shown = (structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _json_line)
     structlog.configure(
-        processors=shown if verbose else (_dropped,),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=shown if verbose and sys.stderr is not None else (_dropped,),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr or sys.__stderr__),
         wrapper_class=structlog.BoundLogger,
         cache_logger_on_first_use=False,
     )

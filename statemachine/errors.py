@@ -71,9 +71,18 @@ class BreakerOpen(TryLater):
 
 
 class ConflictError(TryLater):
-    """Another attempt changed the user after this one took its snapshot (INV-06); this one left nothing but its row."""
+    """Another attempt changed the user after this one took its snapshot (INV-06); this one left nothing but its row.
+
+    `reason` is "conflict", or "breaker" where it was the circuit breaker that changed.
+    """
 
     kind = "conflict"
+
+    def __init__(
+        self, message: str, *, reason: str = "conflict", user: str | None = None, attempt_id: str | None = None,
+    ) -> None:
+        super().__init__(message, user=user, attempt_id=attempt_id)
+        self.reason = reason
 
 
 class CommitInDoubt(TryLater):

@@ -215,8 +215,9 @@ class BodyWeight:
         )
 
     def _adaptation(self, how: ResetParameters, at_us: int) -> Adaptation:
-        return Adaptation(from_us(at_us), 0, 1.0, math.exp(-1.0 / how.rate), how.rate, how.level, how.trend, how.observation,
-                          how.measurements, at_us + int(how.days * US_PER_DAY))
+        rate = float(how.rate)  # figures may be written as ints; a state holds floats
+        return Adaptation(from_us(at_us), 0, 1.0, math.exp(-1.0 / rate), rate, float(how.level), float(how.trend),
+                          float(how.observation), how.measurements, at_us + int(how.days * US_PER_DAY))
 
     def _widened(self, how: ResetParameters, s: EstimatorState) -> EstimatorState:
         p00, p11 = how.variance * s.kalman.r, _TREND_SD_KG_PER_DAY * _TREND_SD_KG_PER_DAY
@@ -224,7 +225,8 @@ class BodyWeight:
 
     def _replaced(self, how: ResetParameters, s: EstimatorState | None, reading: Reading) -> EstimatorState:
         if s is None:
-            bare = Kalman(0.0, 0.0, 1.0, 0.0, 0.0, 1.0, self.q_level, self.q_trend, self.r_kg2, reading.at_us, self.limits.dt_days_max)
+            noise = (self.q_level, self.q_trend, self.r_kg2)
+            bare = Kalman(0.0, 0.0, 1.0, 0.0, 0.0, 1.0, *noise, reading.at_us, self.limits.dt_days_max)
             s = EstimatorState(bare, (), self._adaptation(how, reading.at_us), Counters())
         elif s.buffer and s.buffer[-1][0] >= reading.at_us:
             # A reset that goes back to the start of a run takes the later readings with it.

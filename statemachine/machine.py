@@ -49,7 +49,7 @@ MACHINE: Final = Machine(
 )
 
 NEXT: Final[dict[tuple[Phase, str], Phase]] = {
-    (Phase[source], trigger): Phase[transition.dest]
+    (Phase[source], trigger): Phase[str(transition.dest)]
     for trigger, event in MACHINE.events.items()
     for source, transitions in event.transitions.items()
     for transition in transitions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -11,7 +12,7 @@ from statemachine.audit import Row
 from statemachine.breaker import BreakerPolicy, Now
 from statemachine.clock import iso
 from statemachine.errors import InvalidInput
-from statemachine.estimator import source_name
+from statemachine.estimator import Estimator, source_name
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, recover, restore
 from statemachine.state import Measurement, Reading, user_key
@@ -20,6 +21,7 @@ from statemachine.store.draft import Draft
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_state
+from statemachine.validation import StateValidator
 
 TEXT_BYTES_MAX: Final = 500
 
@@ -34,11 +36,31 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
 
 
 class Plan(NamedTuple):
-    """What an automatic reset does: where it starts, and the recorded measurements it then passes through the gate."""
+    """What an automatic reset does: where it starts, and the recorded measurements it then passes through the gate.
+
+    `evidence` are the readings that agree and so caused the reset: nothing is taken in that they would then not fit.
+    """
 
     start: tuple[bytes, Reading] | None
     start_state: Any
     members: tuple[tuple[bytes, Identity], ...]
+    evidence: tuple[Reading, ...] = ()
+
+
+class CheckedFilter:
+    """An estimator and the rules in force, as the policy sees them."""
+
+    def __init__(self, estimator: Estimator, validator: StateValidator) -> None:
+        self._validate = validator.validate
+        self.step = estimator.step
+        self.nis = estimator.nis
+        self.change = estimator.change
+        self.spread = estimator.spread
+        self.at_us = estimator.at_us
+
+    def sound(self, state: Any) -> bool:
+        """Whether the state passes the rules."""
+        return not self._validate(state)
 
 
 class ResetManager:
@@ -53,6 +75,7 @@ class ResetManager:
     ) -> None:
         self.store = store
         self.policy = policy or ResetPolicy()
+        self.filter = CheckedFilter(store.estimator, store.validator)
         self.context = Context(store, self.policy, breaker or BreakerPolicy(), live)
 
     def transaction(  # noqa: PLR0913 - each is recorded
@@ -70,7 +93,7 @@ class ResetManager:
     ) -> Attempt:
         for name, text in (("reason", reason), ("actor", actor), ("kind", kind)):
             if not text.strip() or len(text.encode("utf-8", "replace")) > TEXT_BYTES_MAX or "\0" in text:
-                message = f"a {name} is needed, of at most {TEXT_BYTES_MAX} bytes; it is recorded in the audit log, not {text[:40]!r}"
+                message = f"a {name} of 1 to {TEXT_BYTES_MAX} bytes is needed, for the audit log, not {text[:40]!r}"
                 raise InvalidInput(message, user=user)
         return Attempt(user, kind, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)
 
@@ -143,7 +166,8 @@ class ResetManager:
         Raises what an attempt raises; its outcome is in the draft by then, and durable with it.
         """
         user = incoming.measurement.user
-        attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now)
+        attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now,
+                          event_us=incoming.reading.at_us)
         tx = ResetTransaction(self.context, attempt, draft)
         tx.begin(head, state)
         try:
@@ -162,15 +186,15 @@ class ResetManager:
         if decision.start == "reading":
             return Plan((incoming.key, incoming.reading), state, (own,))
         situation = self.situation(draft, head, state, user, incoming.reading.at_us)
-        since_us = (self.store.estimator.at_us(situation.pin) if decision.start == "pin"
-                    else (*situation.run, incoming.reading)[decision.run_from].at_us - 1)
+        evidence = (*situation.run, incoming.reading)[decision.run_from:]
+        since_us = self.store.estimator.at_us(situation.pin) if decision.start == "pin" else evidence[0].at_us - 1
         members = [(key, kept) for key, kept in draft.identities(user, since_us) if identities.is_evidence(kept)]
         members = sorted([*members, own])
         if decision.start == "pin":
-            return Plan(None, situation.pin, tuple(members))
+            return Plan(None, situation.pin, tuple(members), evidence)
         first = next(i for i, (_, kept) in enumerate(members) if kept.disposition == HELD)
         key, kept = members[first]
-        return Plan((key, identities.reading_of(key, user, kept)), state, tuple(members))
+        return Plan((key, identities.reading_of(key, user, kept)), state, tuple(members), evidence)
 
     def _carry_out(self, tx: ResetTransaction, kind: str, plan: Plan, incoming: Incoming) -> None:
         estimator, user = self.store.estimator, user_key(incoming.measurement.user)
@@ -184,16 +208,28 @@ class ResetManager:
             if plan.start is not None and key == plan.start[0]:
                 tx.admit(key, kept)
                 continue
-            if reading.at_us <= estimator.at_us(tx.state):
-                left_out.append((key, kept, "late: not after the measurement before it"))
-            elif not estimator.nis(tx.state, reading) <= self.policy.gate:
-                nis = estimator.nis(tx.state, reading)
-                left_out.append((key, kept, f"does not fit the {kind}: NIS {nis:.1f} is above the gate {self.policy.gate:g}"))
+            reason = self._misfit(tx.state, reading, plan.evidence)
+            if reason:
+                left_out.append((key, kept, f"left out of the {kind}: {reason}"))
             else:
-                tx.apply(f"admit {iso(reading.at_us)}", lambda s, r=reading: estimator.step(s, r))
+                tx.apply(f"admit {iso(reading.at_us)}", partial(_step, estimator, reading))
                 tx.admit(key, kept)
         for key, kept, reason in left_out:
             tx.leave_out(key, kept, reason)
+
+    def _misfit(self, state: Any, reading: Reading, evidence: Sequence[Reading]) -> str:
+        """Why a recorded measurement has no place after `state` in a reset that rests on `evidence`; "" where it has one."""
+        estimator, gate = self.store.estimator, self.policy.gate
+        if reading.at_us <= estimator.at_us(state):
+            return "not after the measurement before it"
+        nis = estimator.nis(state, reading)
+        if not nis <= gate:
+            return f"NIS {nis:.1f} is above the gate {gate:g}"
+        later = [other for other in evidence if other.at_us > reading.at_us]
+        after = estimator.step(state, reading)
+        if reading not in evidence and not (self.filter.sound(after) and self.policy.fits(self.filter, after, later)):
+            return f"the {len(evidence)} measurements that agree would not fit it"
+        return ""
 
     def _apply_kind(self, tx: ResetTransaction, kind: str, reading: Reading | None) -> None:
         how = self.policy.kinds[kind]
@@ -201,8 +237,11 @@ class ResetManager:
         for operation in self.store.estimator.operations(how, reading, at_us):
             tx.apply(operation.name, operation.run)
 
-    def decide(self, situation: Situation, incoming: Incoming) -> Decision:
+    def decide(self, situation: Situation, incoming: Incoming, unfit: str = "") -> Decision:
         """The policy's word on an incoming measurement."""
-        return self.policy.decide(self.store.estimator, situation, incoming.reading, source_name(incoming.measurement.source))
+        source = source_name(incoming.measurement.source)
+        return self.policy.decide(self.filter, situation, incoming.reading, source, unfit)
 
 
+def _step(estimator: Estimator, reading: Reading, state: Any) -> Any:
+    return estimator.step(state, reading)

@@ -59,7 +59,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Marks:
-    """This process's own file of marks; its lock lives as long as the process, or until `close`."""
+    """The file of marks of this process; its lock lives as long as the process, or until `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -9,7 +9,7 @@ probation was wrong and is revoked), else from the earliest of them (the level r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -52,7 +52,7 @@ KINDS: Final[Mapping[str, ResetParameters]] = {
 
 
 class Filter(Protocol):
-    """What `decide` needs of an estimator."""
+    """What `decide` needs of an estimator and its rules."""
 
     def step(self, state: Any, reading: Reading) -> Any:
         """The state after the reading."""
@@ -68,6 +68,9 @@ class Filter(Protocol):
 
     def at_us(self, state: Any) -> int:
         """The instant of the state."""
+
+    def sound(self, state: Any) -> bool:
+        """Whether the state passes the rules in force."""
 
 
 class Situation(msgspec.Struct, frozen=True, gc=False):
@@ -119,8 +122,14 @@ class ResetPolicy(msgspec.Struct, frozen=True):
     kinds: Mapping[str, ResetParameters] = msgspec.field(default_factory=lambda: dict(KINDS))
     manual_sources: frozenset[str] = MANUAL_SOURCES
 
-    def decide(self, filter_: Filter, situation: Situation, reading: Reading, source: str) -> Decision:
-        """What to do with `reading`, which is later than the state; `source` is the normalised name of its source."""
+    def decide(
+        self, filter_: Filter, situation: Situation, reading: Reading, source: str, unfit: str = "",
+    ) -> Decision:
+        """What to do with `reading`, which is later than the state; `source` is the normalised name of its source.
+
+        `unfit` says why the reading cannot be accepted although it passes the gate (its step would break a rule): it is
+        then a surprise like any other.
+        """
         state = situation.state
         if state is None:
             return Decision("reset", "no state yet", kind="initial")
@@ -131,7 +140,7 @@ class ResetPolicy(msgspec.Struct, frozen=True):
         limit = self.plausible_change(days)
         if kind and change <= limit:
             return Decision("reset", trigger, nis, kind)
-        if not kind and nis <= self.gate:
+        if not kind and nis <= self.gate and not unfit:
             return Decision("accept", "", nis)
         by_run = self._by_run(filter_, situation, reading, nis)
         if by_run is not None:
@@ -139,7 +148,7 @@ class ResetPolicy(msgspec.Struct, frozen=True):
         if kind:
             explain = f"{trigger}; a change of {change:.1f} in {days:.1f} days is not plausible (limit {limit:.1f})"
             return Decision("hold", explain, nis, refused_kind=kind)
-        return Decision("hold", f"surprising: NIS {nis:.1f} is above the gate {self.gate:g}", nis)
+        return Decision("hold", unfit or f"surprising: NIS {nis:.1f} is above the gate {self.gate:g}", nis)
 
     def _trigger(self, source: str, days: float, change: float, since_reset_days: float) -> tuple[str, str]:
         if days >= self.gap_days:
@@ -161,17 +170,20 @@ class ResetPolicy(msgspec.Struct, frozen=True):
         agreeing = run[start:]
         if len(agreeing) < self.run_readings:
             return None
-        if situation.pin is not None and self._fits(filter_, situation.pin, agreeing):
+        if situation.pin is not None and self.fits(filter_, situation.pin, agreeing):
             explain = f"{len(agreeing)} held measurements agree with the state before the reset under probation"
             return Decision("reset", explain, nis, "revocation", "pin", start)
         explain = f"{len(agreeing)} held measurements agree with each other"
         return Decision("reset", explain, nis, "level-shift", "run", start)
 
-    def _fits(self, filter_: Filter, state: Any, readings: tuple[Reading, ...]) -> bool:
+    def fits(self, filter_: Filter, state: Any, readings: Sequence[Reading]) -> bool:
+        """Whether the readings pass the gate one after the other, starting from `state`, and leave sound states."""
         for reading in readings:
             if not (reading.at_us > filter_.at_us(state) and filter_.nis(state, reading) <= self.gate):
                 return False
             state = filter_.step(state, reading)
+            if not filter_.sound(state):
+                return False
         return True
 
     def probation_over(self, since_us: int, accepted: int, at_us: int) -> bool:

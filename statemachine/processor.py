@@ -22,6 +22,7 @@ from statemachine.errors import (
     BreakerOpen,
     ConflictError,
     InvalidInput,
+    InvariantViolation,
     MutationFailed,
     ResetValidationError,
     StoreBusy,
@@ -29,7 +30,7 @@ from statemachine.errors import (
 )
 from statemachine.manager import Incoming, ResetManager
 from statemachine.policy import Decision, Situation
-from statemachine.state import Measurement, user_key
+from statemachine.state import Measurement, Reading, user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft
 from statemachine.store.identities import Origin
@@ -87,7 +88,7 @@ class _Batch:
         self.users: dict[str, _User] = {}
 
 
-class _NeedsOwnCommit(Exception):  # noqa: N818 - a signal between two functions here
+class _NeedsOwnCommit(Exception):
     """A measurement of the batch needs a draft of its own: a breaker is not closed, or something cannot be read."""
 
 
@@ -144,7 +145,7 @@ class Processor:
                 continue
             return _Stream(key, cursor, "event")
 
-    def alone(  # noqa: PLR0913 - a row and what it is decided by
+    def alone(
         self, measurement: Measurement, origin: Origin, now: Now, present_us: int,
         finish: Callable[[Draft, Outcome], None] | None = None,
     ) -> Outcome:
@@ -245,25 +246,31 @@ class Processor:
                     return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
         situation = Situation(user.state, reset_us=user.head.reset_us if user.head else 0)
         decision = self.manager.decide(situation, incoming)
-        if decision.action == "hold":
-            situation = self.manager.situation(batch.draft, user.head, user.state, user_key(name), reading.at_us)
-            decision = self.manager.decide(situation, incoming)
+        unfit = ""
         if decision.action == "accept":
-            return self._accept(batch, user, incoming, decision.nis)
+            state, unfit = self._stepped(user, reading)
+            if not unfit:
+                return self._accept(batch, user, incoming, state, decision.nis)
+        if decision.action != "reset":
+            situation = self.manager.situation(batch.draft, user.head, user.state, user_key(name), reading.at_us)
+            decision = self.manager.decide(situation, incoming, unfit)
         if decision.action == "hold":
             return self._hold(batch, incoming, decision)
         return self._reset(batch, user, incoming, decision)
 
-    def _accept(self, batch: _Batch, user: _User, incoming: Incoming, nis: float | None, reset: ResetResult | None = None) -> Outcome:
+    def _stepped(self, user: _User, reading: Reading) -> tuple[Any, str]:
+        """The state after a reading, and why it may not be accepted all the same, "" where it may."""
+        state = self.store.estimator.step(user.state, reading)
+        violations = self.store.validator.validate(state, None, user.state)
+        return state, f"it would make the state invalid: {violations[0]}" if violations else ""
+
+    def _accept(  # noqa: PLR0913 - the parts of a version
+        self, batch: _Batch, user: _User, incoming: Incoming, state: Any, nis: float | None, reset: ResetResult | None = None,
+    ) -> Outcome:
         estimator, head = self.store.estimator, user.head
         if head is None:
-            message = "a measurement without a state was to be accepted"
-            raise InvalidInput(message)
-        state = estimator.step(user.state, incoming.reading)
-        violations = self.store.validator.validate(state, None, user.state)
-        if violations:
-            reason = f"it would make the state invalid: {violations[0]}"
-            return self._kept(batch, incoming.key, incoming.measurement, incoming.origin, QUARANTINED, reason, nis, reset)
+            message = "INV-04: a measurement was to be accepted where no state is stored"
+            raise InvariantViolation(message, user=incoming.measurement.user)
         key, at_us = user_key(incoming.measurement.user), incoming.reading.at_us
         probation, since_us = head.probation, at_us
         if probation is not None:
@@ -319,8 +326,8 @@ class Processor:
                                   user.head.version if user.head else 0, None, error=str(error))
             return self._fall_back(batch, user, incoming, decision, refused)
         except (MutationFailed, ResetValidationError) as error:
-            failed = ResetResult("rolled_back", error.attempt_id or "", name, decision.kind, user.head.version if user.head else 0,
-                                 None, getattr(error, "violations", ()), error=str(error))
+            failed = ResetResult("rolled_back", error.attempt_id or "", name, decision.kind,
+                                 user.head.version if user.head else 0, None, getattr(error, "violations", ()), error=str(error))
             return self._fall_back(batch, user, incoming, decision, failed)
         batch.users[name] = _User(tx.head, tx.state, max(user.last_us, incoming.reading.at_us, tx.at_us), ())
         version = tx.head.version if tx.head else 0
@@ -332,7 +339,9 @@ class Processor:
     def _fall_back(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision, reset: ResetResult) -> Outcome:
         """After a failed or refused reset: the state before it where the measurement fits, else quarantine."""
         if user.head is not None and decision.nis is not None and decision.nis <= self.manager.policy.gate:
-            return self._accept(batch, user, incoming, decision.nis, reset)
+            state, unfit = self._stepped(user, incoming.reading)
+            if not unfit:
+                return self._accept(batch, user, incoming, state, decision.nis, reset)
         reason = f"the {decision.kind} reset was {reset.outcome.replace('_', ' ')}: {reset.error}"
         return self._kept(batch, incoming.key, incoming.measurement, incoming.origin, HELD, reason, decision.nis, reset)
 
@@ -392,8 +401,9 @@ class _Stream:
 
     def settled(self) -> None:
         """The pending rows are durable."""
-        self.cursor = self.advanced()
-        self.pending = Counter()
+        if self.pending:
+            self.cursor = self.advanced()
+            self.pending = Counter()
 
     def reverted(self) -> None:
         """The pending rows are to be taken anew."""
@@ -417,6 +427,7 @@ class Intake:
         self._rows: list[tuple[int, SourceRow]] = []
         self._outcomes: list[Outcome] = []
         self._batch: _Batch | None = None
+        self._began_us = 0
 
     def add(self, number: int, row: SourceRow) -> None:
         """Take the next row of source `number`, in that source's processing order."""
@@ -428,6 +439,7 @@ class Intake:
         batch = self._batch
         if batch is None:
             wall_us = self._store.clock.now_us()
+            self._began_us = self._store.clock.monotonic_us()
             batch = self._batch = _Batch(self._store.draft(), Now(wall_us, wall_us), stream.cursor.now_us, alone=False)
         before = (len(batch.draft.puts), len(batch.draft.entries), len(batch.draft.events))
         try:
@@ -445,8 +457,12 @@ class Intake:
         self._rows.append((number, row))
         self._outcomes.append(outcome)
         stream.pending[outcome.status] += 1
-        if len(self._rows) >= self._store.limits.group_measurements_max or self._store.marks.full:
+        limits = self._store.limits
+        if len(self._rows) >= limits.group_measurements_max or self._store.marks.full or self._waited(limits.group_delay_ms):
             self.flush()
+
+    def _waited(self, delay_ms: int) -> bool:
+        return self._store.clock.monotonic_us() - self._began_us >= delay_ms * 1_000
 
     def _decide(self, batch: _Batch, stream: _Stream, row: SourceRow) -> Outcome:
         batch.now = stream.now(row.measurement, batch.now.wall_us)

@@ -33,7 +33,6 @@ from statemachine.marks import ENDED, RUNNING, WAITING, Mark
 from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
-from statemachine.store.committer import BreakerChanged
 from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
@@ -79,7 +78,10 @@ class Context(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What an attempt is for: kind, trigger, who asked and why, when, and the input it rests on."""
+    """What an attempt is for: kind, trigger, who asked and why, when, and the input it rests on.
+
+    `now` is the instant that breakers and probation are judged by; `event_us` that of the event the attempt stands for.
+    """
 
     user: str
     kind: str
@@ -90,6 +92,7 @@ class Attempt(NamedTuple):
     now: Now | None = None
     expect_version: int | None = None
     dry_run: bool = False
+    event_us: int | None = None
 
 
 class ResetTransaction:
@@ -114,6 +117,7 @@ class ResetTransaction:
         self._key = user_key(attempt.user)
         wall_us = store.clock.now_us()
         self.now = attempt.now or Now(wall_us, wall_us)
+        self._event_us = self.now.at_us if attempt.event_us is None else attempt.event_us
         self._batch = draft
         self._draft = draft if draft is not None else store.draft()
         self._guard = Guard(live=context.live)
@@ -169,7 +173,8 @@ class ResetTransaction:
     def _admit(self) -> None:
         policy = self._context.breaker
         self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
-        for scope, user, record, suspect in (("user", self._key, self._breaker, self._suspect), ("global", b"", self._global, None)):
+        scopes = (("user", self._key, self._breaker, self._suspect), ("global", b"", self._global, None))
+        for scope, user, record, suspect in scopes:
             admission = breaker.admit(record, policy, self.now, user.decode(), suspect)
             if admission.verdict == "probe":
                 leased = self._lease(user, record)
@@ -179,7 +184,7 @@ class ResetTransaction:
                 elif leased is not None:
                     self._global = leased
             if admission.verdict == "refuse":
-                self._refuse(scope, record, admission)
+                self._refuse(scope, admission)
 
     def _lease(self, user: bytes, record: Breaker) -> Breaker | None:
         """Take the one probe slot, durably, before any mutation runs; None when another attempt was faster."""
@@ -194,7 +199,7 @@ class ResetTransaction:
             return None
         return leased
 
-    def _refuse(self, scope: str, record: Breaker, admission: Admission) -> None:
+    def _refuse(self, scope: str, admission: Admission) -> None:
         self._guard.fire("refuse")
         when = "" if admission.retry_at_us is None else f"; try again after {iso(admission.retry_at_us)}"
         message = f"the {scope} circuit breaker refused a {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
@@ -205,7 +210,7 @@ class ResetTransaction:
             self._batch.entries.append(mark.entry())
         else:
             self._store.marks.write(self._store.marks.fill(mark), mark)
-        self.result = ResetResult("refused", self.attempt_id, self.user, self.attempt.kind, self.base_version, None, error=message)
+        self._finished("refused", None, None, message)
         raise BreakerOpen(message, scope=scope, reason=admission.reason, retry_at_us=admission.retry_at_us, user=self.user,
                           attempt_id=self.attempt_id)
 
@@ -217,7 +222,7 @@ class ResetTransaction:
     def _mark(self, state: int, event: str, outcome: str, error: str = "") -> Mark:
         a = self.attempt
         return Mark(state, event, outcome, self.attempt_id, self.user, a.kind, self._suspect[0], self.base_version,
-                    self._breaker.generation, self.now.at_us, a.trigger, a.reason, a.actor, error)
+                    self._breaker.generation, self._event_us, a.trigger, a.reason, a.actor, error)
 
     def apply(self, name: str, mutation: Callable[[Any], Any]) -> Any:
         """Step 2: run one mutation on `state`, validate what it returns, and make that the newest checkpoint.
@@ -320,13 +325,12 @@ class ResetTransaction:
         draft.on_miss = self._missed
         try:
             self._store.commit(draft)
-        except BreakerChanged as error:
-            self._rolled_back("rolled_back", error)
-            raise BreakerOpen(f"{error}; {self.user!r} was not changed", scope="user", reason="changed", user=self.user,
-                              attempt_id=self.attempt_id) from error
         except ConflictError as error:
-            self._rolled_back("conflicted", error)
-            raise ConflictError(str(error), user=self.user, attempt_id=self.attempt_id) from error
+            self._rolled_back("rolled_back" if error.reason == "breaker" else "conflicted", error)
+            message = f"{error}; {self.user!r} was not changed"
+            if error.reason == "breaker":
+                raise BreakerOpen(message, scope="user", reason="changed", user=self.user, attempt_id=self.attempt_id) from error
+            raise ConflictError(message, user=self.user, attempt_id=self.attempt_id) from error
         except CommitInDoubt as error:
             error.user, error.attempt_id = self.user, self.attempt_id
             self._leave_mark("reset.interrupted", "interrupted", error)
@@ -349,13 +353,15 @@ class ResetTransaction:
 
     def _move_measurements(self, draft: Draft) -> None:
         released = withdrawn = 0
-        for key, kept, disposition, reason in self._dispositions:
+        for key, given, disposition, reason in self._dispositions:
+            kept = given
             recorded = draft.identity(key)
             if recorded is None and disposition == ACCEPTED:
                 draft.put_identity(self._key, key, msgspec.structs.replace(kept, disposition=ACCEPTED, reason=""))
                 continue
             if recorded is None:
-                identities.keep_aside(draft, self._key, key, msgspec.structs.replace(kept, disposition=disposition, reason=reason))
+                kept = msgspec.structs.replace(kept, disposition=disposition, reason=reason)
+                identities.keep_aside(draft, self._key, key, kept)
                 continue
             released += recorded.disposition != ACCEPTED and disposition == ACCEPTED
             withdrawn += recorded.disposition == ACCEPTED and disposition != ACCEPTED
@@ -367,14 +373,16 @@ class ResetTransaction:
     def _append(self, draft: Draft) -> Head:
         """Step 3: the new version, the head, the pin and the probation, in the draft."""
         estimator, head = self._store.estimator, self._head
-        at_us, since = self.now.at_us, self.run_since_us
+        at_us, since = self._event_us, self.run_since_us
         if since is None:
             since = head.run_since_us if head else at_us
         probation = None
         if self.probation:
             if head is None or head.probation is None or self._context.policy.probation_over(
                     head.probation.since_us, head.probation.accepted, at_us):
-                before = Pin(head.version, estimator.encode(self.before), head.kernel) if head else Pin(0, b"", estimator.kernel)
+                before = Pin(0, b"", estimator.kernel)
+                if head is not None:
+                    before = Pin(head.version, estimator.encode(self.before), head.kernel)
                 draft.put(keys.pin(self._key), codec.pack(before))
             probation = Probation(at_us, 0, self.attempt.kind, self.base_version + 1)
         elif head is not None and head.probation is not None:
@@ -455,7 +463,7 @@ class ResetTransaction:
             breaker_mode=self._breaker.mode, breaker_generation=self._breaker.generation,
             duration_us=self._store.clock.monotonic_us() - self._began_us,
         )
-        personal = Personal(user=a.user, at_us=self.now.at_us, trigger=a.trigger, reason=a.reason[:REASON_CHARS_MAX],
+        personal = Personal(user=a.user, at_us=self._event_us, trigger=a.trigger, reason=a.reason[:REASON_CHARS_MAX],
                             actor=a.actor, operations=tuple(self._operations), violations=self.violations, error=error,
                             delta_x=x, delta_P=p, details=self.details)
         return Entry(public, personal, audit.context_now())

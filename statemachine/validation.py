@@ -23,6 +23,9 @@ VIOLATIONS_MAX: Final = 20
 TEXT_CHARS_MAX: Final = 120
 DECAY_ERROR_MAX: Final = 1e-12
 COUNT_MAX: Final = 2**53
+INSTANT_US_MIN: Final = -62_135_596_800_000_000
+INSTANT_US_MAX: Final = 253_402_300_799_999_999
+"""The years 1 to 9999 in UTC: the instants that a datetime, and so the codec, can hold."""
 
 
 class Violation(NamedTuple):
@@ -136,7 +139,9 @@ def _walk(value: object, path: str, depth: int) -> Iterable[Violation]:
             yield from _walk(item, f"{path}[{index}]", depth + 1)
 
 
-def _outside(rule: str, path: str, value: object, low: float, high: float, unit: str = "") -> Violation:
+def _outside(  # noqa: PLR0913 - the parts of a violation
+    rule: str, path: str, value: object, low: float, high: float, unit: str = "",
+) -> Violation:
     return Violation(rule, path, _text(value), f"a float from {low:g} to {high:g}", unit)
 
 
@@ -171,8 +176,8 @@ def _estimate_check(limits: Limits) -> Check:
             found.append(_outside("estimate", "x[0]", k.x0, low, high, "kg"))
         if not (type(k.x1) is float and -trend <= k.x1 <= trend):
             found.append(_outside("estimate", "x[1]", k.x1, -trend, trend, "kg/day"))
-        if type(k.at_us) is not int:
-            found.append(Violation("estimate", "at", _text(k.at_us), "an int", "us"))
+        if not _is_instant(k.at_us):
+            found.append(Violation("estimate", "at", _text(k.at_us), "an int of the years 1 to 9999", "us"))
         elif now_us is not None and k.at_us > now_us:
             found.append(Violation("estimate", "at", str(k.at_us), f"not after the present, {now_us}", "us"))
         return found
@@ -220,6 +225,8 @@ def _noise_check(limits: Limits) -> Check:
                 return []
         # While adapting, the multiplied parameters are the ones in force.
         bounded = (
+            ("observation multiplier", a.observation, 0.0, math.inf, ""), ("level multiplier", a.level, 0.0, math.inf, ""),
+            ("trend multiplier", a.trend, 0.0, math.inf, ""),
             ("R", k.r, *r_bounds), ("Q[0,0]", k.q0, *q_level), ("Q[1,1]", k.q1, *q_trend),
             ("dt_days_max", k.dt_days_max, 1e-6, limits.dt_days_max, "days"), ("R adapting", k.r * a.observation, *r_bounds),
             ("Q[0,0] adapting", k.q0 * a.level, *q_level), ("Q[1,1] adapting", k.q1 * a.trend, *q_trend),
@@ -246,7 +253,7 @@ def _buffer_check(limits: Limits) -> Check:
             at_us, weight_kg = readings[index]
             if not (type(weight_kg) is float and low <= weight_kg <= high):
                 found.append(_outside("buffer", f"buffer[{index}]", weight_kg, low, high, "kg"))
-            if type(at_us) is not int or (before is not None and at_us <= before):
+            if not _is_instant(at_us) or (before is not None and at_us <= before):
                 found.append(Violation("buffer", f"buffer[{index}]", _text(at_us), "later than the one before it", "us"))
             before = at_us
         if before is not None and before > s.kalman.at_us:
@@ -255,6 +262,10 @@ def _buffer_check(limits: Limits) -> Check:
         return found
 
     return buffer
+
+
+def _is_instant(value: object) -> bool:
+    return type(value) is int and INSTANT_US_MIN <= value <= INSTANT_US_MAX
 
 
 def _is_count(value: object, high: int) -> bool:
@@ -284,15 +295,17 @@ def _adaptation_check(limits: Limits) -> Check:
                 return found
         if not (type(a.rate) is float and 0.0 < a.rate < math.inf):
             found.append(Violation("adaptation", "rate", _text(a.rate), "a float above 0", "measurements"))
-        elif not abs(a.decay - math.exp(-1.0 / a.rate)) <= DECAY_ERROR_MAX:
+        elif not (type(a.decay) is float and abs(a.decay - math.exp(-1.0 / a.rate)) <= DECAY_ERROR_MAX):
             found.append(Violation("adaptation", "decay", _text(a.decay), "exp(-1/rate)"))
         if not _is_count(a.measurements, most):
             found.append(_miscount("adaptation", "measurements", a.measurements, most))
-        if type(a.until_us) is not int:
-            found.append(Violation("adaptation", "until", _text(a.until_us), "an int", "us"))
+        if not _is_instant(a.until_us):
+            found.append(Violation("adaptation", "until", _text(a.until_us), "an int of the years 1 to 9999", "us"))
         at = a.reset_at
         if not isinstance(at, datetime) or at.tzinfo is None or at.utcoffset() is None:
             found.append(Violation("adaptation", "reset_at", _text(at), "an aware datetime"))
+        elif to_us(at) < INSTANT_US_MIN:  # it is one only in its own zone
+            found.append(Violation("adaptation", "reset_at", at.isoformat(), "in the years 1 to 9999 in UTC"))
         elif now_us is not None and to_us(at) > now_us:
             found.append(Violation("adaptation", "reset_at", at.isoformat(), "not in the future"))
         return found

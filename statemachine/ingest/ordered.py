@@ -11,7 +11,7 @@ from statemachine.clock import from_us
 from statemachine.ingest.rows import Row
 from statemachine.state import Measurement
 
-MEMORY_ROWS_MAX: Final = 250_000
+MEMORY_ROWS_MAX: Final = 100_000
 CACHE_KIB: Final = 32_768
 _SCHEMA: Final = "CREATE TABLE rows (at, user, file, row, line, weight_kg, source, value, unit, reason, raw)"
 _INSERT: Final = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -18,7 +18,7 @@ RAW_CHARS_MAX: Final = 500
 SHOWN_CHARS_MAX: Final = 60
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One record of a file: a measurement, or why there is none.
 
     `row` counts the file's records from 0; `line` is the physical line, from 1, on which the record starts.

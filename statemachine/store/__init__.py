@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -26,10 +26,10 @@ from statemachine.store import engine as door
 from statemachine.store import keys, log
 from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
-from statemachine.store.engine import Engine
+from statemachine.store.engine import OPENER, Engine, Opener
 from statemachine.store.records import (
     ACCEPTED,
-    HELD,
+    DISPOSITIONS,
     Aside,
     Cursor,
     Head,
@@ -50,13 +50,18 @@ ATTEMPT_DIGITS: Final = 32
 
 
 class StoreLimits(msgspec.Struct, frozen=True):
-    """The limits of a store; the map is address space and takes disk only as it is used."""
+    """The limits of a store; the map is address space and takes disk only as it is used.
+
+    A group of measurements is committed at `group_measurements_max`, when its oldest has waited `group_delay_ms` and
+    another comes, or when no more come.  Callers in threads share a commit, up to `group_drafts_max`, with no delay.
+    """
 
     map_bytes: int = 1 << 34
     map_bytes_max: int = 1 << 40
     writer_wait_s_max: float = 30.0
     group_drafts_max: int = 256
     group_measurements_max: int = 8_192
+    group_delay_ms: int = 500
     versions_max: int = log.VERSIONS_MAX
 
 
@@ -98,7 +103,7 @@ class Store:
     def open(  # noqa: PLR0913 - each is a setting of its own
         cls, path: str | os.PathLike[str], *, estimator: Estimator = BODY_WEIGHT, durability: Durability = "each",
         rules: Iterable[Rule] = (), limits: StoreLimits | None = None, clock: Clock | None = None, ids: Ids | None = None,
-        opener: Any = door.lmdb.open,
+        opener: Opener = OPENER,
     ) -> Store:
         """Open the store in a directory, creating it (mode 0700) where there is none.
 
@@ -209,9 +214,14 @@ class Store:
             message = (f"version {version} of {user!r} is not in the log; versions {first} to {last} are readable" if last
                        else f"nothing is stored for {user!r}")
             raise VersionPruned(message, first=first, last=last, user=user)
-        found = log.entry(self.engine.get, key, version)
-        state = log.fold(self.engine.get, self.estimator, key, version)
-        return Loaded(user, version, state, found.author if isinstance(found, Image) else "", self.validator.validate(state))
+        loaded = self._folded(user, key, version)
+        return loaded._replace(violations=self.validator.validate(loaded.state))
+
+    def _folded(self, user: str, key: bytes, version: int) -> Loaded:
+        with self.engine.reading() as txn:
+            found = log.entry(txn.get, key, version)
+            state = log.fold(txn.get, self.estimator, key, version)
+        return Loaded(user, version, state, found.author if isinstance(found, Image) else "")
 
     def _load_past_damage(self, user: str, key: bytes, error: StoreCorrupt) -> Loaded:
         newest = newest_version(self.engine, key)
@@ -227,7 +237,7 @@ class Store:
         key = user_key(user)
         for version, _ in log.versions(self.engine.scan, key):
             with contextlib.suppress(StoreCorrupt):
-                loaded = Loaded(user, version, log.fold(self.engine.get, self.estimator, key, version), "")
+                loaded = self._folded(user, key, version)
                 if not self.validator.validate(loaded.state):
                     return loaded
         return None
@@ -235,9 +245,8 @@ class Store:
     def version_range(self, user: str) -> tuple[int, int]:
         """The first and the last readable version, (0, 0) where there is none."""
         prefix = keys.versions(user_key(user))
-        newest = self.engine.first(prefix, keys.after(prefix))
-        oldest = next(self.engine.scan(prefix, keys.after(prefix), reverse=True), None)
-        return (keys.number_of(oldest[0]), keys.number_of(newest[0])) if oldest and newest else (0, 0)
+        newest, oldest = self.engine.ends(prefix, keys.after(prefix))
+        return (keys.number_of(oldest), keys.number_of(newest)) if oldest and newest else (0, 0)
 
     def history(self, user: str) -> Iterator[VersionInfo]:
         """The versions in the log, oldest first; raises StoreCorrupt at one that cannot be read."""
@@ -286,20 +295,20 @@ class Store:
         for name in self.users() if user is None else (user,):
             key = user_key(name)
             aside = record(Aside, keys.aside(key), self.engine.get(keys.aside(key)))
-            if aside is None:
+            if aside is None or not aside.count:
                 continue
             prefix = keys.identities(key)
             for at, value in self.engine.scan(prefix, keys.after(prefix)):
                 kept = codec.unpack(Identity, codec.unseal(at, value))
                 if kept.disposition != ACCEPTED:
                     yield Kept(name, keys.instant_of(at, key), kept.value, kept.unit, kept.source, kept.reason,
-                               kept.disposition == HELD, kept.source_id, kept.row)
+                               DISPOSITIONS[kept.disposition], kept.source_id, kept.row)
 
     def _unreadable(self) -> Iterator[Kept]:
         for at, value in self.engine.scan(keys.UNREADABLE, keys.after(keys.UNREADABLE)):
             row = codec.unpack(Unreadable, codec.unseal(at, value))
             source_id, number = int.from_bytes(at[2:10], "big"), int.from_bytes(at[10:18], "big")
-            yield Kept(row.user, None, "", "", "", row.reason, held=False, source_id=source_id, row=number,
+            yield Kept(row.user, None, "", "", "", row.reason, "unreadable", source_id, number,
                        raw=row.raw, line=row.line, file=row.file)
 
     def cursor(self, source: bytes) -> Cursor | None:
@@ -345,9 +354,9 @@ class Store:
 
     def verify_audit(self, against: str | None = None) -> AuditCheck:
         """Recompute the whole chain; `against` is a head hash noted elsewhere, which must occur in it (INV-10)."""
-        tail_seq, tail_hash = audit_tail(self.engine)
         prev, rows, seen = audit.GENESIS, 0, against is None or against == audit.GENESIS.hex()
         try:
+            tail_seq, tail_hash = audit_tail(self.engine)
             for seq, data in self._audit_records(0):
                 if seq > tail_seq:
                     break  # appended while we read

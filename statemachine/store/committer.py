@@ -39,12 +39,6 @@ from statemachine.store.engine import Engine, translated
 CHAIN_BYTES: Final = 40
 
 
-class BreakerChanged(ConflictError):
-    """The attempt's breaker was opened, or changed its generation, while it ran; its outcome is a rollback."""
-
-    kind = "breaker-changed"
-
-
 class _Ticket:
     """One draft in the queue, and how it went."""
 
@@ -65,7 +59,7 @@ class _Ticket:
             raise ConflictError(message)
         if self.missed == "breaker":
             message = "the circuit breaker changed while the attempt ran"
-            raise BreakerChanged(message)
+            raise ConflictError(message, reason="breaker")
         return self.rows
 
 
@@ -149,7 +143,7 @@ class Committer:
             return
         self._finish(batch, ended)
 
-    def _fill(self, txn: lmdb.Transaction, batch: list[_Ticket]) -> list[int]:
+    def _fill(self, txn: lmdb.Transaction[bytes], batch: list[_Ticket]) -> list[int]:
         own = txn.get(keys.owner(self.owner))
         if own is None:
             message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
@@ -242,7 +236,7 @@ class Committer:
         return stored is not None and int.from_bytes(codec.unseal(key, stored), "big") >= number
 
 
-def _judged(txn: lmdb.Transaction, draft: Draft) -> tuple[MissReason | None, dict[bytes, Breaker]]:
+def _judged(txn: lmdb.Transaction[bytes], draft: Draft) -> tuple[MissReason | None, dict[bytes, Breaker]]:
     """Whether the draft may be applied to what is stored now, and the breakers as they are after it."""
     for key, value in draft.expected.items():
         if txn.get(key) != value:
@@ -257,7 +251,7 @@ def _judged(txn: lmdb.Transaction, draft: Draft) -> tuple[MissReason | None, dic
     return None, breakers
 
 
-def _after(txn: lmdb.Transaction, events: list[BreakerEvent]) -> dict[bytes, Breaker]:
+def _after(txn: lmdb.Transaction[bytes], events: list[BreakerEvent]) -> dict[bytes, Breaker]:
     breakers: dict[bytes, Breaker] = {}
     for event in events:
         breakers[event.user] = event.on_user(breakers.get(event.user) or _breaker(txn, event.user))
@@ -265,7 +259,7 @@ def _after(txn: lmdb.Transaction, events: list[BreakerEvent]) -> dict[bytes, Bre
     return breakers
 
 
-def _second_outcome(txn: lmdb.Transaction, entries: list[Entry]) -> InvariantViolation | None:
+def _second_outcome(txn: lmdb.Transaction[bytes], entries: list[Entry]) -> InvariantViolation | None:
     for entry in entries:
         attempt_id = entry.public.attempt_id
         if attempt_id and txn.get(keys.attempt(attempt_id)) is not None:
@@ -274,20 +268,20 @@ def _second_outcome(txn: lmdb.Transaction, entries: list[Entry]) -> InvariantVio
     return None
 
 
-def _put_all(txn: lmdb.Transaction, puts: dict[bytes, bytes | None]) -> None:
-    for key, value in puts.items():
+def _put_all(txn: lmdb.Transaction[bytes], puts: dict[bytes, bytes | None]) -> None:
+    for key, value in sorted(puts.items()):  # neighbours in the tree one after the other
         if value is None:
             txn.delete(key)
         else:
             txn.put(key, value)
 
 
-def _breaker(txn: lmdb.Transaction, user: bytes) -> Breaker:
+def _breaker(txn: lmdb.Transaction[bytes], user: bytes) -> Breaker:
     key = breaker_key(user)
     return record(Breaker, key, txn.get(key)) or CLOSED
 
 
-def _put_breaker(txn: lmdb.Transaction, user: bytes, value: Breaker) -> None:
+def _put_breaker(txn: lmdb.Transaction[bytes], user: bytes, value: Breaker) -> None:
     key = breaker_key(user)
     if value == CLOSED:
         txn.delete(key)
@@ -300,7 +294,7 @@ def _put_breaker(txn: lmdb.Transaction, user: bytes, value: Breaker) -> None:
 class _Chain:
     """The end of the audit log inside one write transaction."""
 
-    def __init__(self, txn: lmdb.Transaction, committer: Committer) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer) -> None:
         self._txn = txn
         self._committer = committer
         stored = txn.get(keys.CHAIN)

@@ -126,15 +126,16 @@ class Draft:
         """The user's head, expected to stand until the commit; raises StoreCorrupt when it cannot be read or is not the log's."""
         key = keys.head(user)
         if key in self._heads:
-            head, encode = self._heads[key]
-            return msgspec.structs.replace(head, state=encode())
-        pending = key in self.puts
-        head = record(Head, key, self.expect(key))
-        if not pending:
-            newest = newest_version(self._engine, user)
-            if newest != (head.version if head else 0):
-                message = f"the head of {user.decode()!r} does not match its log (newest version there: {newest})"
-                raise StoreCorrupt(message, user=user.decode())
+            pending, encode = self._heads[key]
+            return msgspec.structs.replace(pending, state=encode())
+        prefix = keys.versions(user)
+        stored, first = self._engine.get_with_first(key, prefix, keys.after(prefix))
+        self.expected.setdefault(key, stored)
+        head = record(Head, key, stored)
+        newest = keys.number_of(first) if first else 0
+        if newest != (0 if head is None else head.version):
+            message = f"the head of {user.decode()!r} does not match its log (newest version there: {newest})"
+            raise StoreCorrupt(message, user=user.decode())
         return head
 
     def pin(self, user: bytes) -> Pin | None:

@@ -33,6 +33,7 @@ _OPEN: dict[tuple[int, int], str] = {}
 _OPEN_GUARD: Final = threading.Lock()
 
 Opener = Callable[..., lmdb.Environment]
+OPENER: Final[Opener] = lmdb.open
 
 
 def translated(error: lmdb.Error, doing: str) -> ResetError:
@@ -47,7 +48,7 @@ def translated(error: lmdb.Error, doing: str) -> ResetError:
     return StoreUnavailable(text)
 
 
-def create(path: Path, records: dict[bytes, bytes], opener: Opener = lmdb.open) -> None:
+def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> None:
     """Make a store at `path` holding `records`: after a crash at any point it is there whole, or not at all.
 
     LMDB's own creation is not crash-atomic, so it is built aside, synced with its directory, renamed into place, and
@@ -97,7 +98,7 @@ class Engine:
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self, path: Path, *, sync: bool, map_bytes: int, map_bytes_max: int, writer_wait_s_max: float, clock: Clock,
-        opener: Opener = lmdb.open,
+        opener: Opener = OPENER,
     ) -> None:
         self.path = path
         self.clock = clock
@@ -170,7 +171,7 @@ class Engine:
             raise StoreUnavailable(message)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[lmdb.Transaction]:
+    def reading(self) -> Iterator[lmdb.Transaction[bytes]]:
         """A short read transaction; never keep it across a commit."""
         self.check()
         self._enter()
@@ -192,7 +193,7 @@ class Engine:
             self._readers -= 1
             self._gate.notify_all()
 
-    def _begin_reading(self) -> lmdb.Transaction:
+    def _begin_reading(self) -> lmdb.Transaction[bytes]:
         try:
             return self._env.begin()
         except lmdb.MapResizedError:  # another process has grown the map
@@ -224,12 +225,27 @@ class Engine:
             else:
                 start = rows[-1][0] + b"\0"
 
+    def get_with_first(self, key: bytes, start: bytes, stop: bytes) -> tuple[bytes | None, bytes | None]:
+        """As `get`, with the first key of a range, both of one moment."""
+        with self.reading() as txn, txn.cursor() as cursor:
+            found = cursor.set_range(start) and cursor.key() < stop
+            return txn.get(key), cursor.key() if found else None
+
     def first(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         """The first key and value with start <= key < stop."""
         with self.reading() as txn, txn.cursor() as cursor:
             if cursor.set_range(start) and cursor.key() < stop:
                 return cursor.key(), cursor.value()
         return None
+
+    def ends(self, start: bytes, stop: bytes) -> tuple[bytes | None, bytes | None]:
+        """The first and the last key with start <= key < stop, None where there is none."""
+        with self.reading() as txn, txn.cursor() as cursor:
+            if not (cursor.set_range(start) and cursor.key() < stop):
+                return None, None
+            first = cursor.key()
+            found = cursor.prev() if cursor.set_range(stop) else cursor.last()
+            return first, cursor.key() if found else None
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -252,7 +268,7 @@ class Engine:
         finally:
             fcntl.flock(self._writer, fcntl.LOCK_UN)
 
-    def write(self) -> lmdb.Transaction:
+    def write(self) -> lmdb.Transaction[bytes]:
         """A write transaction; call only within `turn`."""
         try:
             return self._env.begin(write=True)
@@ -297,12 +313,11 @@ class Engine:
             return {**self._env.info(), **self._env.stat()}
 
 
-def _chunk(txn: lmdb.Transaction, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+def _chunk(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
     with txn.cursor() as cursor:
+        found = cursor.set_range(stop if reverse else start)
         if reverse:
-            found = cursor.prev() if cursor.set_range(stop) else cursor.last()
-        else:
-            found = cursor.set_range(start)
+            found = cursor.prev() if found else cursor.last()
         taken = 0
         while found and taken < SCAN_ROWS:
             key = cursor.key()

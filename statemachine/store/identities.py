@@ -37,7 +37,9 @@ def key_of(user: bytes, measurement: Measurement) -> bytes:
     return keys.identity(user, measurement.at_us, digest(measurement.value, measurement.unit, measurement.source))
 
 
-def identity(measurement: Measurement, reading: Reading | None, origin: Origin, disposition: int, reason: str = "") -> Identity:
+def identity(
+    measurement: Measurement, reading: Reading | None, origin: Origin, disposition: int, reason: str = "",
+) -> Identity:
     """The record of a measurement; without a reading it can never be taken in, only looked at."""
     values, r = (reading.values, reading.r) if reading is not None else ((), 0.0)
     return Identity(disposition, values, r, measurement.value, measurement.unit, measurement.source,
@@ -51,7 +53,9 @@ def keep_aside(draft: Draft, user: bytes, key: bytes, kept: Identity) -> None:
     _put_aside(draft, user, before.count + 1, max(before.last_us, keys.instant_of(key, user)))
 
 
-def move(draft: Draft, user: bytes, key: bytes, kept: Identity, disposition: int, reason: str = "") -> None:
+def move(  # noqa: PLR0913 - what moves, and where to
+    draft: Draft, user: bytes, key: bytes, kept: Identity, disposition: int, reason: str = "",
+) -> None:
     """Change where a measurement went; whoever does so audits the transfer."""
     draft.put_identity(user, key, msgspec.structs.replace(kept, disposition=disposition, reason=reason[:REASON_CHARS_MAX]))
     change = (disposition != ACCEPTED) - (kept.disposition != ACCEPTED)

@@ -1,6 +1,6 @@
-"""The key layout: one database, each user's records side by side, everything store-wide under a leading NUL.
+r"""The key layout: one database, each user's records side by side, everything store-wide under a leading NUL.
 
-A user's keys are ``<user> \\0 <letter> ...``.  The letters are chosen so that what one measurement touches lies
+A user's keys are ``<user> \0 <letter> ...``.  The letters are chosen so that what one measurement touches lies
 together: the end of the identities, what is kept aside, the head, and the newest versions (numbered downwards).
 """
 

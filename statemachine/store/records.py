@@ -13,6 +13,7 @@ ACCEPTED: Final = 0
 HELD: Final = 1
 QUARANTINED: Final = 2
 LATE: Final = 3
+DISPOSITIONS: Final = ("accepted", "held", "quarantined", "late")
 
 
 class Probation(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -153,7 +154,10 @@ class VersionInfo(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """One measurement or unreadable row kept aside: where it came from and why; `held` ones may still become evidence."""
+    """One measurement or unreadable row kept aside: where it came from and why.
+
+    `disposition`: "held" (it may still become evidence), "quarantined", "late" or "unreadable".
+    """
 
     user: str
     at_us: int | None
@@ -161,7 +165,7 @@ class Kept(NamedTuple):
     unit: str
     source: str
     reason: str
-    held: bool
+    disposition: str
     source_id: int
     row: int
     raw: str = ""

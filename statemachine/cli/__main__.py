@@ -1,0 +1,5 @@
+"""`python -m statemachine.cli`: the same as the command `resetguard`."""
+
+from statemachine.cli import main
+
+main()
