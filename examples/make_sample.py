@@ -1,6 +1,6 @@
 """Make `sample.csv`: eight invented people, fourteen months, and everything that goes wrong in real files.
 
-    python examples/make_sample.py                 # writes examples/sample.csv
+    python examples/make_sample.py                 # writes statemachine/cli/sample.csv
     python examples/make_sample.py --seed 7 -o -   # another sample, to standard output
 
 Nobody's data: every figure comes from the courses below and a seeded generator.  The same seed gives the same bytes on
@@ -30,6 +30,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+SAMPLE = Path(__file__).resolve().parents[1] / "statemachine" / "cli" / "sample.csv"
 SEED = 20250601
 START = datetime(2025, 6, 1, tzinfo=UTC)
 DAYS = 425
@@ -204,7 +205,7 @@ def main() -> None:
     """Write the sample where the arguments say."""
     parser = argparse.ArgumentParser(description="Make the sample of invented body-weight readings.")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("-o", "--output", default=str(Path(__file__).with_name("sample.csv")), help='a file, or "-"')
+    parser.add_argument("-o", "--output", default=str(SAMPLE), help='a file, or "-"')
     arguments = parser.parse_args()
     text = make(arguments.seed)
     if arguments.output == "-":

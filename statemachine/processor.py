@@ -452,7 +452,7 @@ class Intake:
             self._one_by_one([(number, row)])
             return
         except BaseException:
-            batch.draft.drop()
+            self._drop()
             raise
         self._rows.append((number, row))
         self._outcomes.append(outcome)
@@ -486,8 +486,8 @@ class Intake:
             self._again()
             return
         except BaseException:
-            batch.draft.drop()
-            self._processor.forget()
+            self._batch = batch
+            self._drop()
             raise
         self._processor.remember(batch)
         for stream in self.streams:
@@ -498,13 +498,17 @@ class Intake:
 
     def _again(self) -> None:
         """Drop the batch and take its rows one by one, from what is durable."""
+        self._one_by_one(self._drop())
+
+    def _drop(self) -> list[tuple[int, SourceRow]]:
+        """Go back to what is durable; the rows that are not."""
         if self._batch is not None:
             self._batch.draft.drop()
         rows, self._rows, self._outcomes, self._batch = self._rows, [], [], None
         self._processor.forget()
         for stream in self.streams:
             stream.reverted()
-        self._one_by_one(rows)
+        return rows
 
     def _one_by_one(self, rows: Sequence[tuple[int, SourceRow]]) -> None:
         for number, row in rows:

@@ -155,13 +155,21 @@ class ResetTransaction:
 
     def begin(self, head: Head | None = None, state: Any = None) -> None:
         """Step 1: read the head, ask the breakers, fill the mark.  `head` and `state` may be given by who has just read them."""
+        self._guard.check("snapshot")
         self._head = head if head is not None else self._draft.head(self._key)
         if self._head is not None:
             self.before = self.state = state if state is not None else self._store.estimator.decode(self._head.state)
         self._suspect = (self._suspect[0], self.base_version)
         if not self.attempt.dry_run:
-            self._admit()
-            self._slot = self._store.marks.fill(self._mark(RUNNING, "reset.interrupted", "interrupted"))
+            # The mark comes first: a probe leased by a process that dies at once must be given back too.
+            self._slot = self._store.marks.fill(self._mark(WAITING, "reset.interrupted", "interrupted"))
+            try:
+                self._admit()
+            except ResetError as trouble:
+                if self._guard.phase is Phase.IDLE:  # a refusal has ended the mark already
+                    self._leave_mark("reset.rolled_back", "rolled_back", trouble)
+                raise
+            self._store.marks.write(self._slot, self._mark(RUNNING, "reset.interrupted", "interrupted"))
         self._guard.fire("snapshot")
         expected = self.attempt.expect_version
         if expected is not None and expected != self.base_version:
@@ -208,8 +216,10 @@ class ResetTransaction:
         mark = self._mark(ENDED, "reset.refused", "refused", message)
         if self._batch is not None:
             self._batch.entries.append(mark.entry())
-        else:
-            self._store.marks.write(self._store.marks.fill(mark), mark)
+            self._batch.after.append(self._release)
+            self._batch.dropped.append(self._release)
+        elif self._slot is not None:
+            self._store.marks.write(self._slot, mark)
         self._finished("refused", None, None, message)
         raise BreakerOpen(message, scope=scope, reason=admission.reason, retry_at_us=admission.retry_at_us, user=self.user,
                           attempt_id=self.attempt_id)

@@ -78,7 +78,7 @@ class Committer:
         self.clock = clock
         self.ids = ids
         self.emitter = emitter
-        self.commits = 0
+        self._number = 0
         self._queue: list[_Ticket] = []
         self._queue_guard = threading.Lock()
         self._turn = threading.Lock()
@@ -119,7 +119,6 @@ class Committer:
         return batch
 
     def _write(self, batch: list[_Ticket]) -> None:
-        expected_commits = self.commits + 1
         committing = False
         try:
             with self.engine.turn():
@@ -137,9 +136,8 @@ class Committer:
                     except BaseException:
                         txn.abort()
                         raise
-                self.commits = expected_commits
         except BaseException as error:  # noqa: BLE001 - whatever it is, every draft in the batch needs its answer
-            self._settle_failed(batch, error, expected_commits if committing else None)
+            self._settle_failed(batch, error, committing=committing)
             return
         self._finish(batch, ended)
 
@@ -171,8 +169,8 @@ class Committer:
         chain.close()
         key = keys.owner(self.owner)
         if txn.get(key) is not None:  # a draft that closes the store has removed it
-            number = int.from_bytes(codec.unseal(key, own), "big") + 1
-            txn.put(key, codec.seal(key, number.to_bytes(8, "big")))
+            self._number = int.from_bytes(codec.unseal(key, own), "big") + 1
+            txn.put(key, codec.seal(key, self._number.to_bytes(8, "big")))
         return list(ended)
 
     def _finish(self, batch: list[_Ticket], ended: list[int]) -> None:
@@ -184,17 +182,16 @@ class Committer:
                 self.emitter.emit(row, context)
             ticket.settled = True
 
-    def _settle_failed(self, batch: list[_Ticket], error: BaseException, number: int | None) -> None:
-        """Tell every draft of a failed write how it ended; `number` is the commit number it would have made, if it got so far."""
+    def _settle_failed(self, batch: list[_Ticket], error: BaseException, *, committing: bool) -> None:
+        """Tell every draft of a failed write how it ended; where it got as far as the commit, the commit number tells."""
         durable, known = False, True
-        if number is not None:
+        if committing:
             try:
-                durable = self._committed(number)
+                durable = self._committed(self._number)
             except (ResetError, lmdb.Error):
                 known = False
         own, others = batch[0], batch[1:]
         if durable:
-            self.commits += 1
             self._finish(batch, [])
             if not isinstance(error, Exception):
                 own.error = self._in_doubt(own, error)

@@ -28,7 +28,8 @@ def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path
     for path in sorted(owners.iterdir(), key=lambda p: p.name):
         if not path.name.isdigit() or int(path.name) == committer.owner:
             continue
-        dead = DeadMarks.take(path)
+        with engine.turn():  # whoever makes such a file locks it within its own turn
+            dead = DeadMarks.take(path)
         if dead is None:
             continue
         try:

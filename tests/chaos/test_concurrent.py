@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ print(count["committed"], count["conflicted"], flush=True)
 
 
 @pytest.mark.parametrize("durability", ["each", "group", "process"])
-def test_two_processes_of_four_threads_lose_no_update(tmp_path, durability):
+def test_two_processes_of_four_threads_lose_no_update(tmp_path: Path, durability: str) -> None:
     """Every attempt has one outcome, each committed one its own version, and the versions have no gaps."""
     path = tmp_path / "store"
     with Store.open(path) as store:
@@ -55,7 +56,9 @@ def test_two_processes_of_four_threads_lose_no_update(tmp_path, durability):
             processor.process(Measurement(user, START, 80.0, "scale"))
     code = textwrap.dedent(WORKER).replace("ATTEMPTS", str(ATTEMPTS)).replace("USERS", repr(USERS))
     workers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), durability], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path), durability], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
         for _ in range(2)
     ]
     for worker in workers:
@@ -80,7 +83,7 @@ def test_two_processes_of_four_threads_lose_no_update(tmp_path, durability):
             assert bases == list(range(made[user])), "each commit was made from the version before it"
 
 
-def test_threads_processing_one_user_account_for_every_measurement(tmp_path):
+def test_threads_processing_one_user_account_for_every_measurement(tmp_path: Path) -> None:
     """Eight threads feed one user: each measurement gets exactly one outcome, and versions equal the accepted ones."""
     with Store.open(tmp_path / "store", durability="group") as store:
         processor = Processor(ResetManager(store))
@@ -106,7 +109,7 @@ def test_threads_processing_one_user_account_for_every_measurement(tmp_path):
         assert len(list(store.quarantine("ann"))) == counts["late"] + counts["quarantined"]
 
 
-def test_a_conflict_leaves_nothing_but_its_row(tmp_path):
+def test_a_conflict_leaves_nothing_but_its_row(tmp_path: Path) -> None:
     """Of two attempts from one base the second raises ConflictError, changes nothing, and is audited as conflicted."""
     with Store.open(tmp_path / "store") as store:
         manager = ResetManager(store)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from statemachine.testing import snapshot
 START = datetime(2024, 1, 1, 6, tzinfo=UTC)
 
 
-def write_rows(path, rows: int, users: int, seed: int) -> None:
+def write_rows(path: Path, rows: int, users: int, seed: int) -> None:
     """Daily readings with gaps, wrong values, level shifts and resets that fail until the breaker refuses them."""
     rng = random.Random(seed)
     level = [rng.uniform(50, 120) for _ in range(users)]
@@ -39,11 +40,11 @@ def write_rows(path, rows: int, users: int, seed: int) -> None:
             file.write(f"user{user:05d},{at.isoformat()},{max(weight, 1.0):.2f},kg,scale\n")
 
 
-def command(source, store) -> list[str]:
+def command(source: Path, store: Path) -> list[str]:
     return [sys.executable, "-m", "statemachine.cli", "process", str(source), "--store", str(store), "--json"]
 
 
-def compare_killed_with_whole(tmp_path, *, rows: int, users: int, kills: int, seed: int) -> None:
+def compare_killed_with_whole(tmp_path: Path, *, rows: int, users: int, kills: int, seed: int) -> None:
     """Kill `kills` running processes, run once more to the end, and compare all that is stored, decoded."""
     source = tmp_path / "rows.csv"
     write_rows(source, rows, users, seed)
@@ -79,23 +80,26 @@ def compare_killed_with_whole(tmp_path, *, rows: int, users: int, kills: int, se
     assert {"committed", "rolled_back", "refused"} <= modes, "the rows must exercise more than success"
 
 
-def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
+def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
     """Twelve thousand rows of 300 users, killed four times: the stores end equal, apart from ids and wall-clock fields."""
     compare_killed_with_whole(tmp_path, rows=12_000, users=300, kills=4, seed=1)
 
 
 @pytest.mark.slow
-def test_twenty_kills_of_two_hundred_thousand_rows(tmp_path):
+def test_twenty_kills_of_two_hundred_thousand_rows(tmp_path: Path) -> None:
     """Two hundred thousand rows of 2,000 users, killed twenty times: the stores end equal."""
     compare_killed_with_whole(tmp_path, rows=200_000, users=2_000, kills=20, seed=2)
 
 
-def test_a_signal_stops_at_a_commit_and_the_next_run_goes_on(tmp_path):
+def test_a_signal_stops_at_a_commit_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """SIGINT ends the run with 130 at a commit; run again, everything is read once."""
     source = tmp_path / "rows.csv"
     write_rows(source, 40_000, 300, 3)
     running = subprocess.Popen(command(source, tmp_path / "store"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.2)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "store" / "data.mdb").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
     running.send_signal(signal.SIGINT)
     output, messages = running.communicate(timeout=60)
     first = json.loads(output)

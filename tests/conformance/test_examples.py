@@ -84,7 +84,7 @@ def test_tracker_may_be_run_again_on_its_own_store(tmp_path: Path) -> None:
 
 def test_sample_is_written_where_it_is_told(tmp_path: Path) -> None:
     assert run("make_sample.py", tmp_path, "-o", "other.csv") == ""
-    assert (tmp_path / "other.csv").read_bytes() == (EXAMPLES / "sample.csv").read_bytes()
+    assert (tmp_path / "other.csv").read_bytes() == (ROOT / "statemachine" / "cli" / "sample.csv").read_bytes()
     assert run("make_sample.py", tmp_path, "-o", "-", "--seed", "7").startswith("user_id,timestamp,weight,unit,source\n")
 
 

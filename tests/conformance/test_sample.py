@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from statemachine.store.records import Kept
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SAMPLE = EXAMPLES / "sample.csv"
+SAMPLE = EXAMPLES.parent / "statemachine" / "cli" / "sample.csv"
 PRESENT_US = 1_788_220_800_000_000  # 2026-09-01, after the last true reading and long before 2099
 
 

@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -34,6 +34,7 @@ from statemachine import (
     ResetManager,
     ResetParameters,
     ResetPolicy,
+    ResetValidationError,
     Store,
 )
 from statemachine.clock import US_PER_DAY, from_us
@@ -44,7 +45,9 @@ from tests.regression.scene import BY, PRESENT_US, START, Faulty, fill, opened, 
 NEVER = BreakerPolicy(failures_max=1_000_000, users_max=1_000_000)
 TELLING = (math.nan, math.inf, -math.inf, -1.0, 0.0, -0.0, 5e-324, 1e308, 80.0, 0.15, 1.0)
 FLOATS = st.one_of(st.floats(), st.sampled_from(TELLING))
-DATES = (START, START.replace(tzinfo=None), datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), "2026-01-05")
+EAST = timezone(timedelta(hours=14))
+DATES = (START, START.replace(tzinfo=None), datetime.min.replace(tzinfo=UTC), datetime.min.replace(tzinfo=EAST),
+         datetime.max.replace(tzinfo=UTC))
 JUNK = st.one_of(
     FLOATS, FLOATS.map(np.float64), st.sampled_from((np.float32(80.0), np.int64(3), np.bool_(True))),
     st.integers(), st.sampled_from((2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**400)), st.booleans(), st.none(),
@@ -82,6 +85,20 @@ def spoilt(draw: st.DrawFn) -> Any:
         return state
 
     return spoil
+
+
+EDGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "a reset in the year 0 of UTC, which committed and then could not be read": ("adaptation", {"reset_at": DATES[3]}),
+    "an end that no int64 holds": ("adaptation", {"until_us": 2**70}),
+    "a multiplier that no record holds": ("adaptation", {"level": Fraction(3)}),
+    "a multiplier that is an int": ("adaptation", {"trend": 3}),
+    "a multiplier that is a bool": ("adaptation", {"observation": True}),
+    "a decay that is a bool": ("adaptation", {"rate": 0.01, "decay": False}),
+    "an instant that no calendar holds": ("kalman", {"at_us": -(2**62)}),
+    "an instant that no int64 holds": ("kalman", {"at_us": -(2**70)}),
+    "a reading that no int64 holds": ("", {"buffer": ((-(2**70), 80.0),)}),
+    "a reading of an int": ("", {"buffer": ((1, 80),)}),
+}
 
 
 matrices = st.lists(FLOATS, min_size=4, max_size=4).map(lambda cells: np.array(cells).reshape(2, 2))
@@ -152,6 +169,28 @@ def test_no_operation_makes_an_invalid_state_durable(mutation: Any, door: str, l
             refused_or_valid(by_hand)
         all_valid(store)
         assert processor.process(weighed("u", 399, 80.2)).status in {"accepted", "quarantined", "late"}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_values_that_no_record_can_hold_are_refused(edge: str) -> None:
+    """What would not come back from the disk, or not as what it was, is refused by validation and not by the codec."""
+    part, changes = EDGES[edge]
+
+    def spoil(state: Any) -> Any:
+        changed = msgspec.structs.replace(getattr(state, part), **changes) if part else None
+        return msgspec.structs.replace(state, **({part: changed} if part else changes))
+
+    with fresh() as (store, manager, _):
+        refused(ResetValidationError, manager.perform_reset, "u", operations=[("spoil", spoil)], **BY)
+        assert len(states(store, "u")) == 3
+
+
+def test_figures_written_as_ints_are_figures() -> None:
+    """A policy whose figures are ints resets as one whose figures are floats."""
+    figures_ = ResetParameters(5, 20, 200, 0.5, 10, 7, 4)
+    with fresh() as (store, _, _):
+        manager = ResetManager(store, policy=ResetPolicy(kinds={"admin": figures_}))
+        assert manager.perform_reset("u", **BY).outcome == "committed"
 
 
 @given(cells=st.one_of(matrices, near_valid.map(lambda cells: np.array(cells).reshape(2, 2))))

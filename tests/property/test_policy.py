@@ -238,8 +238,8 @@ def test_gate_is_inclusive() -> None:
     nis = BODY_WEIGHT.nis(situation.state, far)
     at = msgspec.structs.replace(POLICY, gate=nis)
     below = msgspec.structs.replace(POLICY, gate=nis * (1 - 1e-15))
-    assert at.decide(BODY_WEIGHT, situation, far, "scale").action == "accept"
-    assert below.decide(BODY_WEIGHT, situation, far, "scale").action == "hold"
+    assert at.decide(FILTER, situation, far, "scale").action == "accept"
+    assert below.decide(FILTER, situation, far, "scale").action == "hold"
 
 
 @pytest.mark.parametrize(("days", "kind"), [(29.999, ""), (30.0, "gap"), (500.0, "gap")])

