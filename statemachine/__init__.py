@@ -32,11 +32,11 @@ from statemachine.machine import Phase
 from statemachine.manager import ResetManager
 from statemachine.policy import ResetParameters, ResetPolicy
 from statemachine.processor import Outcome, Processor
-from statemachine.state import EstimatorState, Measurement, Reading
+from statemachine.state import EstimatorState, Measured, Measurement, Reading
 from statemachine.store import Store, StoreLimits
 from statemachine.store.records import Loaded
 from statemachine.transaction import Checkpoint, ResetResult, ResetTransaction
-from statemachine.validation import Limits, Rule, StateValidator, Violation
+from statemachine.validation import Limits, Rule, StateValidator, Violation, finite_everywhere
 
 __all__ = [
     "BODY_WEIGHT",
@@ -57,6 +57,7 @@ __all__ = [
     "InvariantViolation",
     "Limits",
     "Loaded",
+    "Measured",
     "Measurement",
     "MutationFailed",
     "Operation",
@@ -85,4 +86,5 @@ __all__ = [
     "UserUnknown",
     "VersionPruned",
     "Violation",
+    "finite_everywhere",
 ]

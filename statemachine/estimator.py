@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -89,6 +91,11 @@ _PAIR: Final = struct.Struct("<qd")
 _TREND_SD_KG_PER_DAY: Final = 0.05
 
 
+@lru_cache(maxsize=1_000)
+def _pairs(count: int) -> struct.Struct:
+    return struct.Struct("<" + "qd" * count)
+
+
 def source_name(source: str) -> str:
     """A source as it is looked up: lower case, words separated by one space."""
     return " ".join(source.lower().replace("-", " ").replace("_", " ").split())
@@ -120,7 +127,7 @@ class BodyWeight:
     def encode(self, state: EstimatorState) -> bytes:
         """msgpack of the four parts, the buffer packed as little-endian (int64 us, float64 kg) pairs."""
         a = state.adaptation
-        packed = b"".join([_PAIR.pack(at_us, weight_kg) for at_us, weight_kg in state.buffer])
+        packed = _pairs(len(state.buffer)).pack(*chain.from_iterable(state.buffer))
         reset_us = None if a.reset_at is None else to_us(a.reset_at)
         rest = (reset_us, a.count, a.g, a.decay, a.rate, a.level, a.trend, a.observation, a.measurements, a.until_us)
         return _encode((state.kalman, packed, rest, state.counters))

@@ -11,11 +11,11 @@ import msgspec
 from statemachine.audit import Row
 from statemachine.breaker import BreakerPolicy, Now
 from statemachine.clock import iso
-from statemachine.errors import InvalidInput
+from statemachine.errors import BreakerOpen, InvalidInput, MutationFailed, ResetValidationError
 from statemachine.estimator import Estimator, source_name
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, recover, restore
-from statemachine.state import Measurement, Reading, user_key
+from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities
 from statemachine.store.draft import Draft
 from statemachine.store.identities import Origin
@@ -29,7 +29,7 @@ TEXT_BYTES_MAX: Final = 500
 class Incoming(msgspec.Struct, frozen=True, gc=False):
     """A measurement on its way in: its identity's key, and what the log would keep of it."""
 
-    measurement: Measurement
+    measurement: Measured
     key: bytes
     reading: Reading
     origin: Origin
@@ -98,7 +98,7 @@ class ResetManager:
         return Attempt(user, kind, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)
 
     def perform_reset(  # noqa: PLR0913 - each is recorded
-        self, user: str, kind: str = "admin", *, reason: str, actor: str, measurement: Measurement | None = None,
+        self, user: str, kind: str = "admin", *, reason: str, actor: str, measurement: Measured | None = None,
         operations: Iterable[tuple[str, Callable[[Any], Any]]] | None = None, expect_version: int | None = None,
         dry_run: bool = False,
     ) -> ResetResult:
@@ -143,7 +143,7 @@ class ResetManager:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""
         return self.store.inspect(attempt_id)
 
-    def incoming(self, measurement: Measurement, origin: Origin) -> Incoming:
+    def incoming(self, measurement: Measured, origin: Origin) -> Incoming:
         """The measurement with its identity and reading; raises InvalidInput when it is none."""
         key = identities.key_of(user_key(measurement.user), measurement)
         return Incoming(measurement, key, self.store.estimator.reading(measurement), origin)
@@ -161,20 +161,25 @@ class ResetManager:
     def run_decided(  # noqa: PLR0913 - the parts of one decision
         self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any, now: Now,
     ) -> ResetTransaction:
-        """Carry out a decided reset inside a batch's draft; the transaction tells how it went and what stands now.
+        """Carry out a decided reset inside a batch's draft; `result` tells how it went, `head` and `state` what stands then.
 
-        Raises what an attempt raises; its outcome is in the draft by then, and durable with it.
+        A refusal or a failure is no exception here: its outcome is in the draft, and durable with it.
         """
         user = incoming.measurement.user
         attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now,
                           event_us=incoming.reading.at_us)
         tx = ResetTransaction(self.context, attempt, draft)
-        tx.begin(head, state)
+        try:
+            tx.begin(head, state)
+        except BreakerOpen:
+            return tx
         try:
             plan = self._plan(draft, decision, incoming, head, state)
             self._carry_out(tx, decision.kind, plan, incoming)
             tx.run_since_us = tx.at_us
             tx.commit()
+        except (MutationFailed, ResetValidationError) as error:
+            tx.roll_back(error)
         except BaseException as error:
             tx.roll_back(error)
             raise

@@ -146,15 +146,15 @@ class ResetPolicy(msgspec.Struct, frozen=True):
         if by_run is not None:
             return by_run
         if kind:
-            explain = f"{trigger}; a change of {change:.1f} in {days:.1f} days is not plausible (limit {limit:.1f})"
+            explain = f"{trigger}; a change of {change:.3g} in {days:.3g} days is not plausible (limit {limit:.3g})"
             return Decision("hold", explain, nis, refused_kind=kind)
         return Decision("hold", unfit or f"surprising: NIS {nis:.1f} is above the gate {self.gate:g}", nis)
 
     def _trigger(self, source: str, days: float, change: float, since_reset_days: float) -> tuple[str, str]:
         if days >= self.gap_days:
-            return "gap", f"gap of {days:.1f} days since the last accepted measurement (limit {self.gap_days:g})"
+            return "gap", f"gap of {days:.3g} days since the last accepted measurement (limit {self.gap_days:g})"
         if source in self.manual_sources and change >= self.manual_change and since_reset_days > self.manual_rest_days:
-            return "manual-entry", f"manual entry ({source}) differs by {change:.1f} (limit {self.manual_change:g})"
+            return "manual-entry", f"manual entry ({source}) differs by {change:.3g} (limit {self.manual_change:g})"
         return "", ""
 
     def plausible_change(self, days: float) -> float:

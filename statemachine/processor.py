@@ -19,18 +19,15 @@ from statemachine.audit import Entry, Personal, Public, context_now
 from statemachine.breaker import CLOSED, Now
 from statemachine.clock import iso
 from statemachine.errors import (
-    BreakerOpen,
     ConflictError,
     InvalidInput,
     InvariantViolation,
-    MutationFailed,
-    ResetValidationError,
     StoreBusy,
     StoreCorrupt,
 )
 from statemachine.manager import Incoming, ResetManager
 from statemachine.policy import Decision, Situation
-from statemachine.state import Measurement, Reading, user_key
+from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft
 from statemachine.store.identities import Origin
@@ -39,7 +36,7 @@ from statemachine.transaction import ResetResult
 
 STATUSES: Final = ("accepted", "quarantined", "duplicate", "late", "known")
 RETRIES_MAX: Final = 100
-CACHED_USERS_MAX: Final = 20_000
+CACHED_USERS_MAX: Final = 10_000
 NAME_CHARS_MAX: Final = 300
 
 
@@ -64,7 +61,7 @@ class SourceRow(msgspec.Struct, frozen=True, gc=False):
     """One row of a source: a measurement, or what could not be read as one."""
 
     row: int
-    measurement: Measurement | None
+    measurement: Measured | None
     unreadable: Unreadable | None = None
 
 
@@ -100,7 +97,7 @@ class Processor:
         self.store: Store = manager.store
         self._cache: dict[str, _User] = {}
 
-    def process(self, measurement: Measurement) -> Outcome:
+    def process(self, measurement: Measured) -> Outcome:
         """Decide one measurement by the present time; its outcome is durable on return, as the store's mode says.
 
         Raises what prevents any outcome: StoreFull, StoreUnavailable, StoreBusy, CommitInDoubt.
@@ -108,7 +105,7 @@ class Processor:
         wall_us = self.store.clock.now_us()
         return self.alone(measurement, Origin(), Now(wall_us, wall_us), wall_us)
 
-    def process_batch(self, measurements: Iterable[Measurement]) -> list[Outcome]:
+    def process_batch(self, measurements: Iterable[Measured]) -> list[Outcome]:
         """Decide measurements in the order given, in commits of at most `group_measurements_max`; durable on return."""
         wall_us = self.store.clock.now_us()
         outcomes: list[Outcome] = []
@@ -146,7 +143,7 @@ class Processor:
             return _Stream(key, cursor, "event")
 
     def alone(
-        self, measurement: Measurement, origin: Origin, now: Now, present_us: int,
+        self, measurement: Measured, origin: Origin, now: Now, present_us: int,
         finish: Callable[[Draft, Outcome], None] | None = None,
     ) -> Outcome:
         """One measurement in a commit of its own, from fresh heads, again while others are faster."""
@@ -182,7 +179,7 @@ class Processor:
         except StoreCorrupt as none_good:
             return none_good
 
-    def _unreadable_user(self, batch: _Batch, measurement: Measurement, origin: Origin, error: StoreCorrupt) -> Outcome:
+    def _unreadable_user(self, batch: _Batch, measurement: Measured, origin: Origin, error: StoreCorrupt) -> Outcome:
         """Nothing of the user can be read: the measurement is kept under the source, and no reset may start (INV-04)."""
         reason = f"the user's state cannot be read: {error}"
         raw = f"{measurement.at.isoformat()} {measurement.value} {measurement.unit} {measurement.source}"
@@ -217,7 +214,7 @@ class Processor:
     def _at_us(self, state: Any) -> int:
         return -(2**62) if state is None else self.store.estimator.at_us(state)
 
-    def one(self, batch: _Batch, measurement: Measurement, origin: Origin) -> Outcome:
+    def one(self, batch: _Batch, measurement: Measured, origin: Origin) -> Outcome:
         """Decide one measurement into the batch's draft."""
         name = measurement.user
         user = self.user(batch, name)
@@ -301,7 +298,7 @@ class Processor:
         return msgspec.structs.replace(kept, adapting=self.store.estimator.adapting(state, incoming.reading.at_us))
 
     def _kept(  # noqa: PLR0913 - the parts of an identity
-        self, batch: _Batch, key: bytes, measurement: Measurement, origin: Origin, disposition: int, reason: str,
+        self, batch: _Batch, key: bytes, measurement: Measured, origin: Origin, disposition: int, reason: str,
         nis: float | None = None, reset: ResetResult | None = None,
     ) -> Outcome:
         user, name = user_key(measurement.user), measurement.user
@@ -319,16 +316,9 @@ class Processor:
         key, name = user_key(incoming.measurement.user), incoming.measurement.user
         if not batch.alone and (batch.draft.breaker(key).mode != CLOSED.mode or batch.draft.breaker(b"").mode != CLOSED.mode):
             raise _NeedsOwnCommit  # a probe is leased by a commit before it runs
-        try:
-            tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now)
-        except BreakerOpen as error:
-            refused = ResetResult("refused", error.attempt_id or "", name, decision.kind,
-                                  user.head.version if user.head else 0, None, error=str(error))
-            return self._fall_back(batch, user, incoming, decision, refused)
-        except (MutationFailed, ResetValidationError) as error:
-            failed = ResetResult("rolled_back", error.attempt_id or "", name, decision.kind,
-                                 user.head.version if user.head else 0, None, getattr(error, "violations", ()), error=str(error))
-            return self._fall_back(batch, user, incoming, decision, failed)
+        tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now)
+        if tx.result is None or tx.result.outcome != "committed":
+            return self._fall_back(batch, user, incoming, decision, tx.result)
         batch.users[name] = _User(tx.head, tx.state, max(user.last_us, incoming.reading.at_us, tx.at_us), ())
         version = tx.head.version if tx.head else 0
         kept = batch.draft.identity(incoming.key)
@@ -336,13 +326,16 @@ class Processor:
             return Outcome("quarantined", name, kept.reason, tx.result, version, decision.nis)
         return Outcome("accepted", name, "", tx.result, version, None)
 
-    def _fall_back(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision, reset: ResetResult) -> Outcome:
+    def _fall_back(
+        self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision, reset: ResetResult | None,
+    ) -> Outcome:
         """After a failed or refused reset: the state before it where the measurement fits, else quarantine."""
         if user.head is not None and decision.nis is not None and decision.nis <= self.manager.policy.gate:
             state, unfit = self._stepped(user, incoming.reading)
             if not unfit:
                 return self._accept(batch, user, incoming, state, decision.nis, reset)
-        reason = f"the {decision.kind} reset was {reset.outcome.replace('_', ' ')}: {reset.error}"
+        ended = "" if reset is None else f" was {reset.outcome.replace('_', ' ')}: {reset.error}"
+        reason = f"the {decision.kind} reset{ended}"
         return self._kept(batch, incoming.key, incoming.measurement, incoming.origin, HELD, reason, decision.nis, reset)
 
     def remember(self, batch: _Batch) -> None:
@@ -377,7 +370,7 @@ class _Stream:
         self.pending: Counter[str] = Counter()
         self.latest_us = cursor.latest_us
 
-    def now(self, measurement: Measurement | None, wall_us: int) -> Now:
+    def now(self, measurement: Measured | None, wall_us: int) -> Now:
         """The instant to decide a row by: the greatest event time seen, or the wall clock for live callers."""
         if self.base == "wall":
             return Now(wall_us, wall_us)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -41,6 +41,37 @@ def user_key(user: str) -> bytes:
         message = f"the user id {user[:80]!r} must be 1 to {USER_BYTES_MAX} UTF-8 bytes without NUL; it has {len(key)}"
         raise InvalidInput(message, user=user[:80])
     return key
+
+
+class Measured(Protocol):
+    """What the processor needs of a measurement, whatever was measured; `Measurement` is the one for body weight.
+
+    User, instant, `value`, `unit` and `source` are its identity.
+    """
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+
+    @property
+    def at(self) -> datetime:
+        """When it was taken, aware."""
+
+    @property
+    def at_us(self) -> int:
+        """The same instant in microseconds since 1970 UTC."""
+
+    @property
+    def value(self) -> str:
+        """The value as written."""
+
+    @property
+    def unit(self) -> str:
+        """The unit as written."""
+
+    @property
+    def source(self) -> str:
+        """Where it came from."""
 
 
 class Measurement(msgspec.Struct, frozen=True, gc=False):

@@ -406,8 +406,12 @@ class ResetTransaction:
                           rules=self._store.validator.fingerprint, versions_max=self._store.limits.versions_max)
 
     def roll_back(self, error: BaseException | None = None) -> ResetResult:
-        """Undo everything; the outcome is durable on return (in a batch, with the batch).  An error counts as a failure."""
-        failed = isinstance(error, Exception) and not isinstance(error, ConflictError)
+        """Undo everything; the outcome is durable on return (in a batch, with the batch).
+
+        An error counts as a failure of the reset, unless it is one of ours about the call, the store or another attempt.
+        """
+        blameless = isinstance(error, ResetError) and not isinstance(error, MutationFailed | ResetValidationError)
+        failed = isinstance(error, Exception) and not blameless
         return self._end("rolled_back", "failure" if failed else "void", error)
 
     def _end(self, outcome: str, result: breaker.Result, error: BaseException | None) -> ResetResult:

@@ -11,8 +11,9 @@ from statemachine.clock import from_us
 from statemachine.ingest.rows import Row
 from statemachine.state import Measurement
 
-MEMORY_ROWS_MAX: Final = 100_000
-CACHE_KIB: Final = 32_768
+MEMORY_ROWS_MAX: Final = 200_000
+SPILLED_ROWS: Final = 10_000
+CACHE_KIB: Final = 16_384
 _SCHEMA: Final = "CREATE TABLE rows (at, user, file, row, line, weight_kg, source, value, unit, reason, raw)"
 _INSERT: Final = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SELECT: Final = "SELECT * FROM rows ORDER BY at IS NOT NULL, at, user, file, row"
@@ -59,6 +60,7 @@ class OrderedRows:
         self._database.executemany(_INSERT, (_columns(number, row) for number, row in self._rows))
         self._database.execute("COMMIT")
         self._rows.clear()
+        self._rows_max = min(self._rows_max, SPILLED_ROWS)
 
     def __len__(self) -> int:
         """How many rows were taken."""

@@ -108,8 +108,8 @@ class Committer:
                 with self._queue_guard:
                     if ticket in self._queue:
                         self._queue.remove(ticket)
-        for done in draft.after if ticket.error is None and ticket.missed is None else ():
-            done()
+        if ticket.error is None and ticket.missed is None:
+            draft.committed()
         return ticket.outcome()
 
     def _take(self, own: _Ticket) -> list[_Ticket]:

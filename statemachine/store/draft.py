@@ -70,10 +70,20 @@ class Draft:
         self._identities: dict[bytes, dict[bytes, bytes]] = {}
         self._breakers: dict[bytes, Breaker] = {}
 
+    def committed(self) -> None:
+        """The draft is durable: the attempts in it are told, so that their marks are released."""
+        self._tell(self.after)
+
     def drop(self) -> None:
         """Give the draft up: the attempts in it are told, so that their marks become their outcomes."""
-        for tell in self.dropped:
+        self._tell(self.dropped)
+
+    def _tell(self, attempts: list[Callable[[], None]]) -> None:
+        for tell in attempts:
             tell()
+        # They know the draft, and it them: without this, only the garbage collector would free a batch.
+        self.after.clear()
+        self.dropped.clear()
 
     def __bool__(self) -> bool:
         """Whether there is anything to commit."""

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from statemachine import codec
-from statemachine.state import Measurement, Reading
+from statemachine.state import Measured, Reading
 from statemachine.store import keys
 from statemachine.store.draft import Draft
 from statemachine.store.records import ACCEPTED, HELD, Aside, Identity
@@ -32,13 +32,13 @@ def digest(value: str, unit: str, source: str) -> bytes:
     return hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
 
 
-def key_of(user: bytes, measurement: Measurement) -> bytes:
+def key_of(user: bytes, measurement: Measured) -> bytes:
     """The key of a measurement's identity."""
     return keys.identity(user, measurement.at_us, digest(measurement.value, measurement.unit, measurement.source))
 
 
 def identity(
-    measurement: Measurement, reading: Reading | None, origin: Origin, disposition: int, reason: str = "",
+    measurement: Measured, reading: Reading | None, origin: Origin, disposition: int, reason: str = "",
 ) -> Identity:
     """The record of a measurement; without a reading it can never be taken in, only looked at."""
     values, r = (reading.values, reading.r) if reading is not None else ((), 0.0)
