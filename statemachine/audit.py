@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GENESIS: Final = bytes(32)
 EVENTS_QUEUED_MAX: Final = 10_000
 FLUSH_S_MAX: Final = 2.0
+TEXT_CHARS_MAX: Final = 2_000
 _HEADER_BYTES: Final = 68
 
 
@@ -85,6 +86,11 @@ class Entry(NamedTuple):
     public: Public
     personal: Personal
     context: dict[str, Any] | None = None
+
+
+def plain(text: object) -> str:
+    """The text of an error or name from user code, fit for a row: cut to a limit, and what is no Unicode escaped."""
+    return str(text)[:TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
 
 
 _encode = msgspec.json.Encoder().encode
@@ -161,11 +167,11 @@ class Emitter:
 
     def emit(self, row: Row, context: dict[str, Any] | None) -> None:
         """Queue the row; returns at once whatever the sink does."""
-        if self._thread is None:
-            self._start()
         try:
+            if self._thread is None:
+                self._start()
             self._queue.put_nowait((row, context))
-        except queue.Full:
+        except (queue.Full, RuntimeError):  # RuntimeError: no more threads, as when the interpreter is ending
             self.dropped += 1
 
     def flush(self, timeout_s: float = FLUSH_S_MAX) -> bool:
@@ -194,8 +200,8 @@ class Emitter:
                 item.set()
                 continue
             row, context = item
-            fields = {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
             try:
+                fields = {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
                 logger.info(fields.pop("event"), **{**(context or {}), **fields})
             except Exception:  # noqa: BLE001 - whatever a sink raises, the stored log is the record
                 self.dropped += 1

@@ -96,6 +96,7 @@ def _pairs(count: int) -> struct.Struct:
     return struct.Struct("<" + "qd" * count)
 
 
+@lru_cache(maxsize=10_000)
 def source_name(source: str) -> str:
     """A source as it is looked up: lower case, words separated by one space."""
     return " ".join(source.lower().replace("-", " ").replace("_", " ").split())
@@ -252,7 +253,10 @@ class BodyWeight:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
+_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(tuple[
+    tuple[float, float, float, float, float, float, float, float, float, int, float], bytes,
+    tuple[int | None, int, float, float, float, float, float, float, int, int], tuple[int, int, int, int],
+]).decode
 
 BODY_WEIGHT: Final = BodyWeight()
 """The built-in estimator with its default figures."""

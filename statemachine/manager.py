@@ -92,7 +92,8 @@ class ResetManager:
         self, user: str, kind: str, reason: str, actor: str, expect_version: int | None, *, dry_run: bool,
     ) -> Attempt:
         for name, text in (("reason", reason), ("actor", actor), ("kind", kind)):
-            if not text.strip() or len(text.encode("utf-8", "replace")) > TEXT_BYTES_MAX or "\0" in text:
+            known = text.encode("utf-8", "replace")
+            if not text.strip() or len(known) > TEXT_BYTES_MAX or "\0" in text or known.decode() != text:
                 message = f"a {name} of 1 to {TEXT_BYTES_MAX} bytes is needed, for the audit log, not {text[:40]!r}"
                 raise InvalidInput(message, user=user)
         return Attempt(user, kind, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)

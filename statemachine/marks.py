@@ -11,7 +11,6 @@ import fcntl
 import mmap
 import os
 import struct
-import threading
 import zlib
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,8 @@ from statemachine.errors import StoreUnavailable
 
 SLOT_BYTES: Final = 1024
 SLOTS: Final = 2048
-TEXT_CHARS_MAX: Final = 60
+TEXT_BYTES_MAX: Final = 90
+CUT: Final = ("kind", "suspect", "trigger", "reason", "actor", "error")
 _SLOT: Final = struct.Struct("<BxHI")
 
 FREE: Final = 0
@@ -58,17 +58,30 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
                                       actor=self.actor, error=self.error))
 
 
+def cut(text: str) -> str:
+    """The beginning of a text, of so few bytes that a slot holds every text of a mark together."""
+    return text.encode("utf-8", "replace")[:TEXT_BYTES_MAX].decode("utf-8", "ignore")
+
+
 class Marks:
-    """The file of marks of this process; its lock lives as long as the process, or until `close`."""
+    """The file of marks of this process; its lock lives as long as the process, or until `close`.
+
+    Threads share it without a lock of their own: each step on the list and the dict is one that Python makes whole, and
+    so an interrupt can leave none of them taken.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._guard = threading.Lock()
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Allocated, not sparse: on a full disk a first write into a hole would kill the process.
-        os.posix_fallocate(self._descriptor, 0, SLOT_BYTES * SLOTS)
-        self._map = mmap.mmap(self._descriptor, SLOT_BYTES * SLOTS)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Allocated, not sparse: on a full disk a first write into a hole would kill the process.
+            os.posix_fallocate(self._descriptor, 0, SLOT_BYTES * SLOTS)
+            self._map = mmap.mmap(self._descriptor, SLOT_BYTES * SLOTS)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            raise
         self._free = list(range(SLOTS - 1, -1, -1))
         self._ended: dict[int, Mark] = {}
 
@@ -79,11 +92,11 @@ class Marks:
 
     def fill(self, mark: Mark) -> int:
         """Put the mark into a free slot; its number.  Survives the death of the process on return, not a power cut."""
-        with self._guard:
-            if not self._free:
-                message = f"{SLOTS} attempts are under way in this process; end some before beginning more"
-                raise StoreUnavailable(message)
+        try:
             slot = self._free.pop()
+        except IndexError:
+            message = f"{SLOTS} attempts are under way in this process; end some before beginning more"
+            raise StoreUnavailable(message) from None
         self.write(slot, mark)
         return slot
 
@@ -92,14 +105,12 @@ class Marks:
         content = msgspec.msgpack.encode(mark)
         start = slot * SLOT_BYTES
         if len(content) > SLOT_BYTES - _SLOT.size:
-            cut = {name: getattr(mark, name)[:TEXT_CHARS_MAX] for name in ("trigger", "reason", "actor", "error")}
-            content = msgspec.msgpack.encode(msgspec.structs.replace(mark, **cut))
+            content = msgspec.msgpack.encode(msgspec.structs.replace(mark, **{n: cut(getattr(mark, n)) for n in CUT}))
         self._map[start] = FREE
         self._map[start:start + _SLOT.size + len(content)] = _SLOT.pack(FREE, len(content), zlib.crc32(content)) + content
         self._map[start] = mark.state
         if mark.state == ENDED:
-            with self._guard:
-                self._ended[slot] = mark
+            self._ended[slot] = mark
 
     def state(self, slot: int, state: int) -> None:
         """Change only whether user code is running."""
@@ -108,18 +119,21 @@ class Marks:
     def release(self, slot: int) -> None:
         """Empty a slot whose attempt has its outcome in the log."""
         self._map[slot * SLOT_BYTES] = FREE
-        with self._guard:
-            self._ended.pop(slot, None)
-            self._free.append(slot)
+        self._ended.pop(slot, None)
+        self._free.append(slot)
 
     def ended(self) -> dict[int, Mark]:
         """The rows that wait for the next commit, by slot, oldest first."""
-        with self._guard:
-            return dict(self._ended)
+        return self._ended.copy()
 
     def close(self) -> None:
-        """Let go of the lock and remove the file; what it still held must have been written before."""
-        self.path.unlink(missing_ok=True)
+        """Let go of the lock and remove the file; an attempt that nobody has ended stays in it, for the next opening."""
+        left = set(range(SLOTS)).difference(self._free)
+        running = left.difference(self._ended)
+        for slot in running:
+            self.state(slot, WAITING)  # its process did not die of it
+        if not left:
+            self.path.unlink(missing_ok=True)
         self.abandon()
 
     def abandon(self) -> None:
@@ -128,7 +142,8 @@ class Marks:
         os.close(self._descriptor)
 
     def forget_in_child(self) -> None:
-        """In a forked child: close the descriptor, so that the child does not keep the parent's lock."""
+        """In a forked child: close the file, so that the child does not keep the parent's lock."""
+        self._map.close()  # it has a descriptor of its own
         os.close(self._descriptor)
 
 

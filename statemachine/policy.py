@@ -137,11 +137,11 @@ class ResetPolicy(msgspec.Struct, frozen=True):
         days = (reading.at_us - filter_.at_us(state)) / US_PER_DAY
         change = filter_.change(state, reading)
         kind, trigger = self._trigger(source, days, change, (reading.at_us - situation.reset_us) / US_PER_DAY)
+        if not kind and nis <= self.gate and not unfit:
+            return Decision("accept", "", nis)
         limit = self.plausible_change(days)
         if kind and change <= limit:
             return Decision("reset", trigger, nis, kind)
-        if not kind and nis <= self.gate and not unfit:
-            return Decision("accept", "", nis)
         by_run = self._by_run(filter_, situation, reading, nis)
         if by_run is not None:
             return by_run

@@ -110,8 +110,8 @@ class Processor:
         wall_us = self.store.clock.now_us()
         outcomes: list[Outcome] = []
         intake = Intake(self, [_Stream(None, Cursor(0, 0, {}, wall_us, wall_us), "wall")], lambda _, o: outcomes.append(o))
-        for number, measurement in enumerate(measurements):
-            intake.add(0, SourceRow(number, measurement))
+        for measurement in measurements:
+            intake.add(0, SourceRow(0, measurement))
         intake.flush()
         return outcomes
 

@@ -8,7 +8,9 @@ rolls back.  Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -29,7 +31,7 @@ from statemachine.errors import (
     UserUnknown,
 )
 from statemachine.machine import Guard, Phase
-from statemachine.marks import ENDED, RUNNING, WAITING, Mark
+from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
@@ -38,6 +40,7 @@ from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Ident
 from statemachine.validation import Violation
 
 REASON_CHARS_MAX: Final = 500
+TRACE_CHARS_MAX: Final = 64
 EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
 
 
@@ -126,7 +129,8 @@ class ResetTransaction:
         self.head: Head | None = None
         self._began_us = store.clock.monotonic_us()
         self._slot: int | None = None
-        self._suspect = (attempt.input or attempt.kind, 0)
+        self._in_doubt = False
+        self._suspect = (cut(attempt.input or attempt.kind), 0)
         self._breaker = breaker.CLOSED
         self._global = breaker.CLOSED
         self._head: Head | None = None
@@ -150,12 +154,19 @@ class ResetTransaction:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Roll back unless committed; never swallows the exception."""
-        if self._guard.phase not in (Phase.COMMITTED, Phase.ROLLEDBACK, Phase.BREAKER_OPEN):
+        if not self._in_doubt and self._guard.phase not in (Phase.COMMITTED, Phase.ROLLEDBACK, Phase.BREAKER_OPEN):
             self.roll_back(error)
 
     def begin(self, head: Head | None = None, state: Any = None) -> None:
         """Step 1: read the head, ask the breakers, fill the mark.  `head` and `state` may be given by who has just read them."""
         self._guard.check("snapshot")
+        try:
+            self._begin(head, state)
+        except BaseException as error:
+            self._leave_mark("reset.rolled_back", "rolled_back", error)
+            raise
+
+    def _begin(self, head: Head | None, state: Any) -> None:
         self._head = head if head is not None else self._draft.head(self._key)
         if self._head is not None:
             self.before = self.state = state if state is not None else self._store.estimator.decode(self._head.state)
@@ -163,12 +174,7 @@ class ResetTransaction:
         if not self.attempt.dry_run:
             # The mark comes first: a probe leased by a process that dies at once must be given back too.
             self._slot = self._store.marks.fill(self._mark(WAITING, "reset.interrupted", "interrupted"))
-            try:
-                self._admit()
-            except ResetError as trouble:
-                if self._guard.phase is Phase.IDLE:  # a refusal has ended the mark already
-                    self._leave_mark("reset.rolled_back", "rolled_back", trouble)
-                raise
+            self._admit()
             self._store.marks.write(self._slot, self._mark(RUNNING, "reset.interrupted", "interrupted"))
         self._guard.fire("snapshot")
         expected = self.attempt.expect_version
@@ -214,12 +220,13 @@ class ResetTransaction:
         if scope == "global" and self._breaker.probe == self.attempt_id:
             self._store.commit(self._void())
         mark = self._mark(ENDED, "reset.refused", "refused", message)
-        if self._batch is not None:
+        slot, self._slot = self._slot, None
+        if self._batch is not None and slot is not None:
             self._batch.entries.append(mark.entry())
-            self._batch.after.append(self._release)
-            self._batch.dropped.append(self._release)
-        elif self._slot is not None:
-            self._store.marks.write(self._slot, mark)
+            self._batch.after.append(partial(self._store.marks.release, slot))
+            self._batch.dropped.append(partial(self._store.marks.release, slot))
+        elif slot is not None:
+            self._store.marks.write(slot, mark)
         self._finished("refused", None, None, message)
         raise BreakerOpen(message, scope=scope, reason=admission.reason, retry_at_us=admission.retry_at_us, user=self.user,
                           attempt_id=self.attempt_id)
@@ -253,7 +260,7 @@ class ResetTransaction:
             self._validate(name, candidate)
             ok = True
         finally:
-            self._operations.append(Operation(name, clock.monotonic_us() - began_us, ok))
+            self._operations.append(Operation(audit.plain(name), clock.monotonic_us() - began_us, ok))
         self._guard.fire("validate")
         self.state = candidate
         return candidate
@@ -327,29 +334,35 @@ class ResetTransaction:
             draft.after.append(self._release)
             draft.dropped.append(self._dropped)
         else:
-            self._commit_alone(draft)
+            draft.on_miss = self._missed
+            try:
+                self._store.commit(draft)
+                self._release()
+            except BaseException as error:
+                self._not_committed(error)
+                raise
         self._guard.fire("commit")
         return self._finished("committed", head.version, deltas)
 
-    def _commit_alone(self, draft: Draft) -> None:
-        draft.on_miss = self._missed
-        try:
-            self._store.commit(draft)
-        except ConflictError as error:
+    def _not_committed(self, error: BaseException) -> None:
+        """After a commit that raised: what the attempt ended as, and the error that its caller should see instead, if any."""
+        if isinstance(error, ConflictError):
             self._rolled_back("rolled_back" if error.reason == "breaker" else "conflicted", error)
             message = f"{error}; {self.user!r} was not changed"
             if error.reason == "breaker":
                 raise BreakerOpen(message, scope="user", reason="changed", user=self.user, attempt_id=self.attempt_id) from error
             raise ConflictError(message, user=self.user, attempt_id=self.attempt_id) from error
-        except CommitInDoubt as error:
+        if isinstance(error, CommitInDoubt):
+            self._in_doubt = True
             error.user, error.attempt_id = self.user, self.attempt_id
             self._leave_mark("reset.interrupted", "interrupted", error)
-            raise
-        except BaseException as error:
-            self._leave_mark("reset.rolled_back", "rolled_back", error)
-            self._guard.fire("roll_back")
-            raise
-        self._release()
+            return
+        if not isinstance(error, Exception) and self._store.inspect(self.attempt_id) is not None:
+            self._in_doubt = True
+            message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"
+            raise CommitInDoubt(message, user=self.user, attempt_id=self.attempt_id) from error
+        self._leave_mark("reset.rolled_back", "rolled_back", error)
+        self._guard.fire("roll_back")
 
     def _rolled_back(self, outcome: str, error: BaseException) -> None:
         self._release()
@@ -416,7 +429,7 @@ class ResetTransaction:
 
     def _end(self, outcome: str, result: breaker.Result, error: BaseException | None) -> ResetResult:
         self._guard.fire("roll_back")
-        text = "" if error is None else f"{type(error).__name__}: {error}"
+        text = "" if error is None else audit.plain(f"{type(error).__name__}: {error}")
         if self.attempt.dry_run:
             return self._finished(outcome, None, None, text)
         entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=text)
@@ -440,13 +453,19 @@ class ResetTransaction:
 
     def _leave_mark(self, event: str, outcome: str, error: BaseException) -> None:
         """The outcome could not be written now: the mark says it, and the next commit or opening writes it."""
-        if self._slot is not None:
-            self._store.marks.write(self._slot, self._mark(ENDED, event, outcome, f"{type(error).__name__}: {error}"))
+        slot, self._slot = self._slot, None  # from now on it is the committer's to release
+        if slot is not None:
+            text = audit.plain(f"{type(error).__name__}: {error}")
+            self._store.marks.write(slot, self._mark(ENDED, event, outcome, text))
 
     def _dropped(self) -> None:
-        if self._slot is not None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
             text = "its batch was given up and its input was taken anew"
-            self._store.marks.write(self._slot, self._mark(ENDED, "reset.conflicted", "conflicted", text))
+            self._store.marks.write(slot, self._mark(ENDED, "reset.conflicted", "conflicted", text))
+            if self.attempt_id in (self._breaker.probe, self._global.probe):
+                with contextlib.suppress(ResetError):  # then the next commit writes the mark and gives the slot back
+                    self._store.commit(self._void())
 
     def _release(self) -> None:
         if self._slot is not None:
@@ -471,8 +490,10 @@ class ResetTransaction:
     ) -> Entry:
         a = self.attempt
         x, p = deltas or (None, None)
+        context = audit.context_now()
         public = Public(
             event=event, outcome=outcome, attempt_id=self.attempt_id, kind=a.kind, phase=phase.value,
+            trace_id=str((context or {}).get("trace_id", ""))[:TRACE_CHARS_MAX],
             base_version=self.base_version, new_version=version, head_author=self._head.author if self._head else "",
             breaker_mode=self._breaker.mode, breaker_generation=self._breaker.generation,
             duration_us=self._store.clock.monotonic_us() - self._began_us,
@@ -480,7 +501,7 @@ class ResetTransaction:
         personal = Personal(user=a.user, at_us=self._event_us, trigger=a.trigger, reason=a.reason[:REASON_CHARS_MAX],
                             actor=a.actor, operations=tuple(self._operations), violations=self.violations, error=error,
                             delta_x=x, delta_P=p, details=self.details)
-        return Entry(public, personal, audit.context_now())
+        return Entry(public, personal, context)
 
 
 def require_state(tx: ResetTransaction) -> Any:

@@ -6,9 +6,12 @@ that does is itself reported as violated.  NaN is caught by writing each check a
 
 from __future__ import annotations
 
+import cmath
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -115,28 +118,43 @@ def _text(value: object) -> str:
 
 
 def finite_everywhere(value: object, _now_us: int | None = None, _known: object = None) -> Iterable[Violation]:
-    """A rule body for any state: every number in it, however deep, is finite; structs, containers and arrays are walked."""
+    """A rule body for any state: every number in it, however deep, is finite.
+
+    Structs, dataclasses, containers and arrays are walked.
+    """
     yield from _walk(value, "state", 0)
 
 
 def _walk(value: object, path: str, depth: int) -> Iterable[Violation]:
     if depth > DEPTH_MAX:
         yield Violation("finite", path, "nested deeper", f"nested at most {DEPTH_MAX} deep")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield Violation("finite", path, repr(value), "finite")
-    elif isinstance(value, np.ndarray):
-        if value.dtype == object or not np.all(np.isfinite(value)):
-            yield Violation("finite", path, _text(value), "an array of finite numbers")
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield from _walk(getattr(value, name), f"{path}.{name}", depth + 1)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _walk(item, f"{path}[{key!r}]", depth + 1)
-    elif isinstance(value, tuple | list | set | frozenset):
-        for index, item in enumerate(value):
-            yield from _walk(item, f"{path}[{index}]", depth + 1)
+    elif not _is_finite(value):
+        yield Violation("finite", path, _text(value), "an array of finite numbers" if isinstance(value, np.ndarray) else "finite")
+    else:
+        for name, part in _parts(value):
+            yield from _walk(part, path + name, depth + 1)
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float | complex | np.inexact):
+        return cmath.isfinite(value)
+    if isinstance(value, Decimal):
+        return value.is_finite()
+    if isinstance(value, np.ndarray):
+        return value.dtype != object and bool(np.all(np.isfinite(value)))
+    return True
+
+
+def _parts(value: object) -> Iterable[tuple[str, object]]:
+    if isinstance(value, msgspec.Struct):
+        return ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return ((f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, Mapping):
+        return ((f"[{key!r}]", part) for key, part in value.items())
+    if isinstance(value, tuple | list | set | frozenset):
+        return ((f"[{index}]", part) for index, part in enumerate(value))
+    return ()
 
 
 def _outside(  # noqa: PLR0913 - the parts of a violation

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -18,7 +18,15 @@ import msgspec
 from statemachine import audit, codec
 from statemachine.audit import Row
 from statemachine.clock import Clock, Ids, SystemClock, SystemIds
-from statemachine.errors import InvalidInput, ResetError, StoreCorrupt, StoreForeign, StoreUnavailable, VersionPruned
+from statemachine.errors import (
+    InvalidInput,
+    ResetError,
+    StoreCorrupt,
+    StoreForeign,
+    StoreFull,
+    StoreUnavailable,
+    VersionPruned,
+)
 from statemachine.estimator import BODY_WEIGHT, Estimator
 from statemachine.marks import DeadMarks, Marks
 from statemachine.state import user_key
@@ -75,7 +83,7 @@ class AuditCheck(NamedTuple):
 
 
 class Store:
-    """An open store; share one object between threads, open anew after a fork, close it or use it in a `with` block."""
+    """An open store; share one object between threads, open it after a fork and not before, close it or use `with`."""
 
     def __init__(  # noqa: PLR0913 - use Store.open
         self, engine: Engine, meta: Meta, *, estimator: Estimator, rules: Iterable[Rule], durability: Durability,
@@ -97,7 +105,12 @@ class Store:
             group_size=limits.group_drafts_max if durability == "group" else 1,
         )
         _OPEN_STORES.add(self)
-        self.interrupted = settle_dead(engine, self.committer, clock, self.path / door.OWNERS)
+        try:
+            self.interrupted = settle_dead(engine, self.committer, clock, self.path / door.OWNERS)
+        except BaseException:
+            _OPEN_STORES.discard(self)
+            self.marks.abandon()  # nothing is in it; the next opener removes it
+            raise
 
     @classmethod
     def open(  # noqa: PLR0913 - each is a setting of its own
@@ -111,7 +124,7 @@ class Store:
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
         StoreCorrupt, StoreUnavailable or StoreFull, having changed nothing.
         """
-        directory = Path(path)
+        directory = Path(path).absolute()  # it stays the same when the process goes elsewhere
         limits = limits or StoreLimits()
         clock, ids = clock or SystemClock(), ids or SystemIds()
         if durability not in DURABILITIES:
@@ -133,7 +146,9 @@ class Store:
     def _register(self) -> tuple[int, Marks]:
         """Become an owner: a number never used before, its key in the store, its locked file of marks."""
         with self.engine.turn():
-            owner = self.meta().owners + 1
+            meta = self.meta()
+            owner = meta.owners + 1
+            after = codec.seal(keys.META, codec.pack(msgspec.structs.replace(meta, owners=owner)))
             path = self.path / door.OWNERS / str(owner)
             left = DeadMarks.take(path)  # a process that died between making the file and registering
             if left is not None:
@@ -142,11 +157,17 @@ class Store:
                 marks = Marks(path)
             except OSError as error:
                 message = f"the file of marks {path} cannot be made: {error}"
-                raise StoreUnavailable(message) from error
-            with self.engine.write() as txn:
-                meta = codec.unpack(Meta, codec.unseal(keys.META, txn.get(keys.META) or b""))
-                txn.put(keys.META, codec.seal(keys.META, codec.pack(msgspec.structs.replace(meta, owners=owner))))
-                txn.put(keys.owner(owner), codec.seal(keys.owner(owner), bytes(8)))
+                raise (StoreFull if error.errno in door.FULL else StoreUnavailable)(message) from error
+
+            def registered(put: Callable[[bytes, bytes], object]) -> None:
+                put(keys.META, after)
+                put(keys.owner(owner), codec.seal(keys.owner(owner), bytes(8)))
+
+            try:
+                self.engine.update(registered)
+            except BaseException:
+                marks.close()
+                raise
         return owner, marks
 
     def __enter__(self) -> Store:
@@ -342,15 +363,22 @@ class Store:
 
     def inspect(self, attempt_id: str) -> Row | None:
         """The outcome of an attempt; None when it has none (it had no effect, or is still under way)."""
-        seq = self.engine.get(_attempt_key(attempt_id, fill=""))
-        return None if seq is None else self._audit_row(int.from_bytes(seq, "big"))
+        key = _attempt_key(attempt_id, fill="")
+        seq = self.engine.get(key)
+        return None if seq is None else self._outcome(key, seq)
 
     def attempts(self, prefix: str = "") -> Iterator[Row]:
         """The outcomes of the attempts whose id begins with `prefix`, in the order of their ids."""
-        for _, seq in self.engine.scan(_attempt_key(prefix, fill="0"), _attempt_key(prefix, fill="f") + b"\0"):
-            row = self._audit_row(int.from_bytes(seq, "big"))
-            if row is not None:
-                yield row
+        for key, seq in self.engine.scan(_attempt_key(prefix, fill="0"), _attempt_key(prefix, fill="f") + b"\0"):
+            yield self._outcome(key, seq)
+
+    def _outcome(self, key: bytes, seq: bytes) -> Row:
+        """The row that an attempt's key leads to; the key's value has no checksum, so the row must name the attempt."""
+        row = self._audit_row(int.from_bytes(seq, "big"))
+        if row is None or not row.public.attempt_id or keys.attempt(row.public.attempt_id) != key:
+            message = f"the way to the outcome of attempt {key[len(keys.ATTEMPT):].hex()} is damaged; look in the audit log"
+            raise StoreCorrupt(message)
+        return row
 
     def verify_audit(self, against: str | None = None) -> AuditCheck:
         """Recompute the whole chain; `against` is a head hash noted elsewhere, which must occur in it (INV-10)."""
@@ -359,11 +387,15 @@ class Store:
             tail_seq, tail_hash = audit_tail(self.engine)
             for seq, data in self._audit_records(0):
                 if seq > tail_seq:
+                    if seq > audit_tail(self.engine)[0]:
+                        return AuditCheck(rows, prev.hex(), seq, f"row {seq} stands after the end of the log, row {tail_seq}")
                     break  # appended while we read
-                rows += 1
                 row = audit.parse(data)
-                if seq != rows or row.public.seq != seq:
+                rows += 1
+                if seq != rows:
                     return AuditCheck(rows, prev.hex(), rows, f"row {rows} is missing: the next one is {seq}")
+                if row.public.seq != seq:
+                    return AuditCheck(rows, prev.hex(), seq, f"row {seq} was written as row {row.public.seq}")
                 if row.prev_hash != prev:
                     return AuditCheck(rows, prev.hex(), seq, f"row {seq} does not follow from the one before it")
                 prev = row.hash
@@ -383,6 +415,7 @@ _OPEN_STORES: weakref.WeakSet[Store] = weakref.WeakSet()
 def _let_go_in_child() -> None:
     for store in list(_OPEN_STORES):
         store.marks.forget_in_child()
+        store.engine.forget_in_child()
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)

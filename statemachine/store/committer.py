@@ -9,9 +9,8 @@ Steps of the write path, numbered as in ARCHITECTURE.md: 4 check what the drafts
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import threading
-from itertools import zip_longest
 from typing import Final
 
 import lmdb
@@ -19,7 +18,7 @@ import msgspec
 
 from statemachine import audit, codec
 from statemachine.audit import Entry, Row
-from statemachine.breaker import CLOSED, Breaker
+from statemachine.breaker import CLOSED, Breaker, released
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
     CommitInDoubt,
@@ -27,14 +26,15 @@ from statemachine.errors import (
     InvariantViolation,
     ResetError,
     StoreBusy,
+    StoreCorrupt,
     StoreFull,
     StoreUnavailable,
 )
-from statemachine.marks import Marks
+from statemachine.marks import Mark, Marks
 from statemachine.state import user_key
 from statemachine.store import keys
 from statemachine.store.draft import BreakerEvent, Draft, MissReason, breaker_key, record
-from statemachine.store.engine import Engine, translated
+from statemachine.store.engine import FULL, Engine, translated
 
 CHAIN_BYTES: Final = 40
 
@@ -42,7 +42,7 @@ CHAIN_BYTES: Final = 40
 class _Ticket:
     """One draft in the queue, and how it went."""
 
-    __slots__ = ("draft", "error", "missed", "rows", "settled")
+    __slots__ = ("draft", "error", "missed", "rows", "settled", "taken")
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
@@ -50,6 +50,7 @@ class _Ticket:
         self.missed: MissReason | None = None
         self.error: BaseException | None = None
         self.settled = False
+        self.taken = False
 
     def outcome(self) -> list[Row]:
         if self.error is not None:
@@ -91,32 +92,46 @@ class Committer:
         """
         draft.seal()
         ticket = _Ticket(draft)
+        try:
+            self._wait_for(ticket)
+            if ticket.error is None and ticket.missed is None:
+                draft.committed()
+        except BaseException as error:
+            if self._withdrawn(ticket) or error is ticket.error:
+                raise
+            # An interrupt came while the draft was being written, by this thread or another: nobody here knows.
+            raise self._in_doubt(ticket, error) from error
+        return ticket.outcome()
+
+    def _wait_for(self, ticket: _Ticket) -> None:
         with self._queue_guard:
             self._queue.append(ticket)
-        try:
-            while not ticket.settled:
-                if not self._turn.acquire(timeout=self.engine.writer_wait_s_max):
+        while not ticket.settled:
+            if not self._turn.acquire(timeout=self.engine.writer_wait_s_max):
+                if self._withdrawn(ticket):
                     message = f"another thread has been writing {self.engine.path} for too long"
                     raise StoreBusy(message)
-                try:
-                    if not ticket.settled:
-                        self._write(self._take(ticket))
-                finally:
-                    self._turn.release()
-        finally:
-            if not ticket.settled:
-                with self._queue_guard:
-                    if ticket in self._queue:
-                        self._queue.remove(ticket)
-        if ticket.error is None and ticket.missed is None:
-            draft.committed()
-        return ticket.outcome()
+                continue  # it is being written with another thread's draft
+            try:
+                if not ticket.settled:
+                    self._write(self._take(ticket))
+            finally:
+                self._turn.release()
 
     def _take(self, own: _Ticket) -> list[_Ticket]:
         with self._queue_guard:
             batch = [own, *(t for t in self._queue if t is not own)][: self.group_size]
             self._queue = [t for t in self._queue if t not in batch]
+            for ticket in batch:
+                ticket.taken = True
         return batch
+
+    def _withdrawn(self, ticket: _Ticket) -> bool:
+        """Take a ticket back that nobody has begun to write; whether that was so, and nothing of it was written."""
+        with self._queue_guard:
+            if not ticket.taken:
+                self._queue = [t for t in self._queue if t is not ticket]
+            return not ticket.taken
 
     def _write(self, batch: list[_Ticket]) -> None:
         committing = False
@@ -136,25 +151,27 @@ class Committer:
                     except BaseException:
                         txn.abort()
                         raise
+            self._finish(batch, ended)
         except BaseException as error:  # noqa: BLE001 - whatever it is, every draft in the batch needs its answer
             self._settle_failed(batch, error, committing=committing)
-            return
-        self._finish(batch, ended)
 
-    def _fill(self, txn: lmdb.Transaction[bytes], batch: list[_Ticket]) -> list[int]:
+    def _fill(self, txn: lmdb.Transaction[bytes], batch: list[_Ticket]) -> dict[int, Row | None]:
         own = txn.get(keys.owner(self.owner))
         if own is None:
             message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
             raise StoreUnavailable(message)
         chain = _Chain(txn, self)
         for ticket in batch:
-            ticket.rows, ticket.error = [], None
-            ticket.missed, breakers = _judged(txn, ticket.draft)
-            entries = ticket.draft.entries
-            if ticket.missed is not None:
-                miss = ticket.draft.on_miss(ticket.missed) if ticket.draft.on_miss is not None else None
-                entries = [] if miss is None else [miss.entry]
-                breakers = {} if miss is None else _after(txn, [miss.event])
+            ticket.rows, ticket.error, entries = [], None, ticket.draft.entries
+            try:
+                ticket.missed, breakers = _judged(txn, ticket.draft)
+                if ticket.missed is not None:
+                    miss = ticket.draft.on_miss(ticket.missed) if ticket.draft.on_miss is not None else None
+                    entries = [] if miss is None else [miss.entry]
+                    breakers = {} if miss is None else _after(txn, [miss.event])
+            except StoreCorrupt as error:  # a breaker that cannot be read is no trouble of the others in the batch (INV-11)
+                ticket.error = error
+                continue
             ticket.error = _second_outcome(txn, entries)
             if ticket.error is None:
                 if ticket.missed is None:
@@ -162,25 +179,30 @@ class Committer:
                 for user, value in breakers.items():
                     _put_breaker(txn, user, value)
                 ticket.rows = [chain.append(entry) for entry in entries]
-        ended = self.marks.ended()
-        for mark in ended.values():
+        ended: dict[int, Row | None] = {}
+        for slot, mark in self.marks.ended().items():
+            ended[slot] = None
             if txn.get(keys.attempt(mark.attempt_id)) is None:
-                chain.append(mark.entry())
+                ended[slot] = chain.append(mark.entry())
+                _give_back(txn, mark)
         chain.close()
         key = keys.owner(self.owner)
         if txn.get(key) is not None:  # a draft that closes the store has removed it
             self._number = int.from_bytes(codec.unseal(key, own), "big") + 1
             txn.put(key, codec.seal(key, self._number.to_bytes(8, "big")))
-        return list(ended)
+        return ended
 
-    def _finish(self, batch: list[_Ticket], ended: list[int]) -> None:
+    def _finish(self, batch: list[_Ticket], ended: dict[int, Row | None]) -> None:
         for slot in ended:
             self.marks.release(slot)
         for ticket in batch:
-            contexts = [entry.context for entry in ticket.draft.entries] if ticket.missed is None else []
-            for row, context in zip_longest(ticket.rows, contexts):
+            contexts = [entry.context for entry in ticket.draft.entries] if ticket.missed is None else [None]
+            for row, context in zip(ticket.rows, contexts, strict=False):  # none where the draft was refused
                 self.emitter.emit(row, context)
             ticket.settled = True
+        for late in ended.values():
+            if late is not None:
+                self.emitter.emit(late, None)
 
     def _settle_failed(self, batch: list[_Ticket], error: BaseException, *, committing: bool) -> None:
         """Tell every draft of a failed write how it ended; where it got as far as the commit, the commit number tells."""
@@ -192,13 +214,15 @@ class Committer:
                 known = False
         own, others = batch[0], batch[1:]
         if durable:
-            self._finish(batch, [])
+            self._finish(batch, {})
             if not isinstance(error, Exception):
                 own.error = self._in_doubt(own, error)
             return
         if known and not isinstance(error, Exception):  # the interrupt was meant for this thread alone
             with self._queue_guard:
                 self._queue = others + self._queue
+                for ticket in others:
+                    ticket.taken = False
             batch = [own]
         for ticket in batch:
             ticket.error = self._answer(error) if known else self._in_doubt(ticket, error)
@@ -215,7 +239,7 @@ class Committer:
         if isinstance(error, lmdb.Error):
             found: BaseException = translated(error, f"writing the store {self.engine.path}")
         elif isinstance(error, OSError):
-            kind = StoreFull if error.errno == errno.ENOSPC else StoreUnavailable
+            kind = StoreFull if error.errno in FULL else StoreUnavailable
             found = kind(f"writing the store {self.engine.path}: {error}")
         else:
             return error
@@ -257,11 +281,13 @@ def _after(txn: lmdb.Transaction[bytes], events: list[BreakerEvent]) -> dict[byt
 
 
 def _second_outcome(txn: lmdb.Transaction[bytes], entries: list[Entry]) -> InvariantViolation | None:
+    own: set[str] = set()
     for entry in entries:
         attempt_id = entry.public.attempt_id
-        if attempt_id and txn.get(keys.attempt(attempt_id)) is not None:
+        if attempt_id and (attempt_id in own or txn.get(keys.attempt(attempt_id)) is not None):
             message = f"INV-03: attempt {attempt_id} has its outcome already; a second one was not written"
             return InvariantViolation(message, attempt_id=attempt_id)
+        own.add(attempt_id)
     return None
 
 
@@ -286,6 +312,16 @@ def _put_breaker(txn: lmdb.Transaction[bytes], user: bytes, value: Breaker) -> N
         stored = codec.seal(key, codec.pack(value))
         if txn.get(key) != stored:
             txn.put(key, stored)
+
+
+def _give_back(txn: lmdb.Transaction[bytes], mark: Mark) -> None:
+    """The probe of an attempt whose end could not be settled with it must not hold its slot for ever (INV-12)."""
+    for user in (user_key(mark.user), b""):
+        with contextlib.suppress(StoreCorrupt):  # whoever needs it is told; this commit may be another user's
+            record_now = _breaker(txn, user)
+            free = released(record_now, mark.attempt_id)
+            if free is not record_now:
+                _put_breaker(txn, user, free)
 
 
 class _Chain:

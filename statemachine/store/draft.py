@@ -184,9 +184,9 @@ class Draft:
 
     def add_event(self, event: BreakerEvent) -> None:
         """Count an attempt's end: in this draft's own view at once, in the store at the commit."""
+        after = event.on_user(self.breaker(event.user)), event.on_global(self.breaker(b""))
         self.events.append(event)
-        self._breakers[event.user] = event.on_user(self.breaker(event.user))
-        self._breakers[b""] = event.on_global(self.breaker(b""))
+        self._breakers[event.user], self._breakers[b""] = after
 
 
 def newest_version(engine: Engine, user: bytes) -> int:

@@ -29,17 +29,23 @@ SCAN_ROWS: Final = 1_000
 LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
 _POLL_S: Final = (0.0002, 0.005)
-_OPEN: dict[tuple[int, int], str] = {}
+_OPEN: dict[tuple[int, int], int] = {}
+"""The stores that are open, by the device and inode of their data, with the process that opened them."""
 _OPEN_GUARD: Final = threading.Lock()
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers where no more can be written: the disk, the quota or the largest file is reached."""
 
 Opener = Callable[..., lmdb.Environment]
 OPENER: Final[Opener] = lmdb.open
 
 
+os.register_at_fork(before=_OPEN_GUARD.acquire, after_in_parent=_OPEN_GUARD.release, after_in_child=_OPEN_GUARD.release)
+
+
 def translated(error: lmdb.Error, doing: str) -> ResetError:
     """The error of our own tree that stands for one of LMDB's."""
     text = f"{doing}: {error}"
-    if isinstance(error, lmdb.MapFullError) or getattr(error, "code", 0) == errno.ENOSPC:
+    if isinstance(error, lmdb.MapFullError) or getattr(error, "code", 0) in FULL:
         return StoreFull(f"{text}; free some space, then try again: nothing was lost")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return StoreForeign(f"{text}; this is not a resetguard store, or of another format")
@@ -54,10 +60,15 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
     LMDB's own creation is not crash-atomic, so it is built aside, synced with its directory, renamed into place, and
     the parent directory is synced.  Where another process was faster, its store stands.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))
+    with contextlib.suppress(OSError):
+        if path.samefile("."):
+            message = f"{path} is the current directory and cannot be replaced by a store; name a directory in it"
+            raise StoreUnavailable(message)
     aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(mode=0o700)
         env = opener(str(aside), map_size=1 << 24, subdir=True, mode=0o600, max_dbs=0, lib_version=LMDB_MAJOR)
         with env.begin(write=True) as txn:
@@ -76,7 +87,7 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (path / DATA).exists():
             return
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             message = f"creating the store {path}: the disk is full; free some space, then try again"
             raise StoreFull(message) from error
         message = f"creating the store {path}: {error}; choose a directory that can be written"
@@ -110,9 +121,9 @@ class Engine:
         self._readers = 0
         self._growing = False
         self._closed = False
+        self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
         self._key = self._claim()
         try:
-            self._writer = os.open(path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
         except lmdb.Error as error:
             self._release()
@@ -120,7 +131,7 @@ class Engine:
         except OSError as error:
             self._release()
             message = f"opening the store {path}: {error}"
-            raise StoreUnavailable(message) from error
+            raise (StoreFull if error.errno in FULL else StoreUnavailable)(message) from error
         except BaseException:
             self._release()
             raise
@@ -129,10 +140,14 @@ class Engine:
         stat = (self.path / DATA).stat()
         key = (stat.st_dev, stat.st_ino)
         with _OPEN_GUARD:
+            if _OPEN.get(key, self._pid) != self._pid:  # LMDB cannot let go of it here without harm to the parent
+                message = (f"the store {self.path} was open when this process was forked from {_OPEN[key]}; "
+                           "fork before opening it, or start the process anew (multiprocessing: spawn)")
+                raise StoreUnavailable(message)
             if key in _OPEN:
                 message = f"the store {self.path} is already open in this process; share that Store object between threads"
                 raise StoreUnavailable(message)
-            _OPEN[key] = str(self.path)
+            _OPEN[key] = self._pid
         return key
 
     def _release(self) -> None:
@@ -158,8 +173,15 @@ class Engine:
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
             self._env.close()
-        os.close(self._writer)
+        if self._writer is not None:
+            os.close(self._writer)
         self._release()
+
+    def forget_in_child(self) -> None:
+        """In a forked child: close the writer's lock, so that the child does not keep a turn that the parent had."""
+        if self._writer is not None:
+            os.close(self._writer)
+            self._writer = None
 
     def check(self) -> None:
         """Raise StoreUnavailable when the store was closed, or this is a child forked while it was open."""
@@ -167,7 +189,7 @@ class Engine:
             message = f"the store {self.path} is closed"
             raise StoreUnavailable(message)
         if os.getpid() != self._pid:
-            message = f"the store {self.path} was opened by process {self._pid}; open it again after a fork"
+            message = f"the store {self.path} was opened by process {self._pid}; a forked child cannot use it"
             raise StoreUnavailable(message)
 
     @contextlib.contextmanager
@@ -252,9 +274,16 @@ class Engine:
         """The right to write, among all processes; raises StoreBusy after `writer_wait_s_max`."""
         self.check()
         waited, pause = 0.0, _POLL_S[0]
+        if self._writer is None:
+            try:
+                self._writer = os.open(self.path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                message = f"opening the store {self.path}: {error}"
+                raise StoreUnavailable(message) from error
+        writer = self._writer
         while True:
             try:
-                fcntl.flock(self._writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if waited >= self.writer_wait_s_max:
@@ -266,7 +295,7 @@ class Engine:
         try:
             yield
         finally:
-            fcntl.flock(self._writer, fcntl.LOCK_UN)
+            fcntl.flock(writer, fcntl.LOCK_UN)
 
     def write(self) -> lmdb.Transaction[bytes]:
         """A write transaction; call only within `turn`."""
@@ -275,6 +304,19 @@ class Engine:
         except lmdb.MapResizedError:
             self._resize(0)
             return self._env.begin(write=True)
+
+    def update(self, change: Callable[[Callable[[bytes, bytes], object]], object]) -> None:
+        """A few puts in a transaction of their own, the map grown where it must be; durable on return.  Call within `turn`."""
+        while True:
+            try:
+                with self.write() as txn:
+                    change(txn.put)
+            except lmdb.MapFullError:
+                self.grow()
+            except lmdb.Error as error:
+                raise translated(error, f"writing the store {self.path}") from error
+            else:
+                return
 
     def grow(self) -> None:
         """Double the map; raises StoreFull at the limit.  Call within `turn`, with no transaction of this thread open."""
@@ -290,6 +332,9 @@ class Engine:
             try:
                 self._gate.wait_for(lambda: self._readers == 0)
                 self._env.set_mapsize(map_bytes)
+            except lmdb.Error:
+                if map_bytes:  # else a writer of this process has taken the new size over already, and is writing
+                    raise
             finally:
                 self._growing = False
                 self._gate.notify_all()

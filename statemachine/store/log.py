@@ -57,18 +57,21 @@ def append(  # noqa: PLR0913 - the log's one door
         image = Image(estimator.encode(new.state), estimator.kernel, new.author, new.kind, new.at_us, new.admitted, step)
         draft.put(key, bytes((codec.IMAGE,)) + codec.pack(image))
         images = (*images, version)
-        if len(images) > IMAGES_AT_HAND:
-            _demote(draft, keys.version(user, images[0]))
-            images = images[1:]
         if version - first >= versions_max:
             first = _prune(draft, estimator, user, first, version - versions_max + 1)
+        if len(images) > IMAGES_AT_HAND:
+            _demote(draft, keys.version(user, images[0]), first=images[0] <= first)
+            images = images[1:]
     after = Head(version, b"", new.author, estimator.kernel, images, first, run_since_us, reset_us, rules, probation)
     draft.put_head(user, after, lambda: estimator.encode(new.state))
     return after
 
 
-def _demote(draft: Draft, key: bytes) -> None:
-    """An image no longer at hand: a keyframe becomes the step it also is, a reset's image is compressed."""
+def _demote(draft: Draft, key: bytes, *, first: bool) -> None:
+    """An image no longer at hand: a keyframe becomes the step it also is, a reset's image is compressed.
+
+    The `first` readable version stays an image in any case: there is nothing before it that it could be a step from.
+    """
     stored = draft.get(key)
     if stored is None:
         return
@@ -77,7 +80,7 @@ def _demote(draft: Draft, key: bytes) -> None:
         image = _image(content)
     except StoreCorrupt:
         return  # it stays as it is, for whoever inspects the damage
-    if image is not None and image.step:
+    if image is not None and image.step and not first:
         draft.put(key, image.step)
     elif image is not None:
         draft.put(key, content, compress=True)

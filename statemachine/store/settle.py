@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from statemachine.breaker import BreakerPolicy, Now
+from statemachine.errors import StoreCorrupt
 from statemachine.marks import ENDED, RUNNING, DeadMarks
 from statemachine.state import user_key
 from statemachine.store import keys
@@ -51,11 +53,10 @@ def _settle(draft: Draft, mark: Mark, clock: Clock) -> int:
     if draft.get(keys.attempt(mark.attempt_id)) is not None:
         return 0
     draft.entries.append(mark.entry())
-    if mark.state == ENDED:
-        return 0
     wall_us = clock.now_us()
-    draft.add_event(BreakerEvent(
-        user_key(mark.user), BreakerPolicy(), "died" if mark.state == RUNNING else "void", mark.attempt_id,
-        mark.generation, mark.generation, Now(mark.at_us, wall_us), (mark.suspect, mark.base_version),
-    ))
-    return 1
+    with contextlib.suppress(StoreCorrupt):  # a breaker that cannot be read stops its own user, not the opening (INV-11)
+        draft.add_event(BreakerEvent(
+            user_key(mark.user), BreakerPolicy(), "died" if mark.state == RUNNING else "void", mark.attempt_id,
+            mark.generation, mark.generation, Now(mark.at_us, wall_us), (mark.suspect, mark.base_version),
+        ))
+    return int(mark.state != ENDED)

@@ -1,0 +1,357 @@
+"""The breaker's decisions, which are pure: when it opens, for how long, whom it lets through, and what moves it not."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statemachine.breaker import (
+    CLOSED,
+    FAILING_MAX,
+    SUSPECTS_KEPT_MAX,
+    US_PER_S,
+    Admission,
+    Breaker,
+    BreakerPolicy,
+    Now,
+    Result,
+    admit,
+    cooldown_us,
+    lease,
+    settle,
+    settle_global,
+    suspected,
+)
+
+POLICY: Final = BreakerPolicy(failures_max=3, suspects_max=2, users_max=3, window_s=100.0, cooldown_s=10.0, cooldown_factor=3.0,
+                              cooldown_s_max=200.0, jitter=0.0)
+JITTERED: Final = msgspec.structs.replace(POLICY, jitter=0.25)
+T: Final = 1_700_000_000 * US_PER_S
+YEAR_US: Final = 31_536_000 * US_PER_S
+BASES: Final[list[Literal["event", "wall"]]] = ["event", "wall"]
+
+
+def at(seconds: float, base: Literal["event", "wall"] = "wall") -> Now:
+    """So many seconds after T on the wall; event time runs a year behind it."""
+    wall_us = T + int(seconds * US_PER_S)
+    return Now(wall_us if base == "wall" else wall_us - YEAR_US, wall_us, base)
+
+
+def ended(record: Breaker, result: Result, seconds: float = 0.0, attempt: str = "a", **named: Any) -> Breaker:
+    """The record after an attempt that began under its generation."""
+    given_ = {"attempt_id": attempt, "generation": record.generation, "now": at(seconds), **named}
+    return settle(record, POLICY, result, **given_)
+
+
+def opened(times: int = 1) -> Breaker:
+    """A breaker opened so many times, at T each time."""
+    record = CLOSED
+    for number in range(times):
+        if number:
+            record = lease(record, "probe", 1)
+            record = ended(record, "failure", attempt="probe")
+        else:
+            for _ in range(POLICY.failures_max):
+                record = ended(record, "failure")
+    assert (record.mode, record.openings) == ("open", times)
+    return record
+
+
+# Opening and closing.
+
+
+def test_it_opens_at_the_third_failure_in_a_row() -> None:
+    """And begins a new generation then; before, it only counts."""
+    record = CLOSED
+    for failures in (1, 2):
+        record = ended(record, "failure")
+        assert (record.mode, record.failures, record.generation) == ("closed", failures, 0)
+        assert admit(record, POLICY, at(0), "u") == Admission("admit")
+    record = ended(record, "failure", 5.0)
+    assert (record.mode, record.failures, record.generation, record.openings) == ("open", 0, 1, 1)
+    assert (record.opened_us, record.opened_wall_us, record.base) == (at(5).at_us, at(5).wall_us, "wall")
+
+
+@pytest.mark.parametrize("failures_max", [1, 2, 7])
+def test_the_limit_is_the_policy_s(failures_max: int) -> None:
+    policy, record = BreakerPolicy(failures_max=failures_max), CLOSED
+    for _ in range(failures_max - 1):
+        record = settle(record, policy, "failure", attempt_id="a", generation=0, now=at(0))
+        assert record.mode == "closed"
+    assert settle(record, policy, "failure", attempt_id="a", generation=0, now=at(0)).mode == "open"
+
+
+def test_a_success_starts_the_count_anew() -> None:
+    record = CLOSED
+    for _ in range(5):
+        record = ended(ended(record, "failure"), "failure")
+        record = ended(record, "success")
+        assert record == CLOSED
+
+
+def test_it_refuses_until_its_cooldown_is_over() -> None:
+    """The refusal tells when; that very instant is a probe's."""
+    record = opened()
+    retry_at_us = at(10).at_us
+    for seconds in (0.0, 5.0, 9.999999):
+        assert admit(record, POLICY, at(seconds), "u") == Admission("refuse", "open", retry_at_us)
+    for seconds in (10.0, 1e6):
+        assert admit(record, POLICY, at(seconds), "u") == Admission("probe")
+
+
+def test_half_open_admits_one_probe() -> None:
+    """While the probe is out everyone else is refused, whatever the time, and is told no time."""
+    record = lease(opened(), "probe", 7)
+    assert (record.mode, record.probe, record.probe_owner, record.generation) == ("half-open", "probe", 7, 2)
+    for seconds in (0.0, 1e9):
+        assert admit(record, POLICY, at(seconds), "u") == Admission("refuse", "probing")
+
+
+def test_a_probe_s_success_closes() -> None:
+    """All is forgotten but the generation and the suspects."""
+    record = lease(ended(opened(), "died", suspect=("row", 3)), "probe", 1)
+    closed = ended(record, "success", attempt="probe")
+    assert closed == Breaker(generation=3, suspects=(("row", 3, 1),))
+    assert admit(closed, POLICY, at(0), "u") == Admission("admit")
+
+
+def test_a_probe_s_failure_opens_for_longer() -> None:
+    """One failure of a probe is enough; its cooldown counts from then."""
+    record = ended(lease(opened(), "probe", 1), "failure", 50.0, attempt="probe")
+    assert (record.mode, record.openings, record.generation, record.probe, record.probe_owner) == ("open", 2, 3, "", 0)
+    assert admit(record, POLICY, at(79.9), "u") == Admission("refuse", "open", at(80).at_us)
+    assert admit(record, POLICY, at(80), "u").verdict == "probe"
+
+
+def test_a_probe_that_says_nothing_gives_its_slot_back() -> None:
+    """A conflict or a crash: the next may probe at once, and no later instant moves (INV-09)."""
+    record = opened(2)
+    probing = lease(record, "probe", 1)
+    back = ended(probing, "void", 1.0, attempt="probe")
+    assert (back.mode, back.cooled, back.probe, back.probe_owner) == ("open", True, "", 0)
+    assert (back.openings, back.opened_us, back.generation) == (record.openings, record.opened_us, probing.generation + 1)
+    assert admit(back, POLICY, at(1), "u") == Admission("probe")
+    again = lease(back, "next", 1)
+    assert not again.cooled
+    assert ended(again, "failure", attempt="next").openings == 3
+    assert ended(probing, "died", attempt="probe", suspect=("row", 1)).cooled
+
+
+def test_what_is_void_moves_nothing_else() -> None:
+    for record in (CLOSED, ended(CLOSED, "failure"), opened(), lease(opened(), "probe", 1)):
+        assert ended(record, "void", attempt="other") is record
+
+
+@pytest.mark.parametrize("result", ["success", "failure"])
+def test_a_late_result_of_an_earlier_generation_changes_nothing(result: Result) -> None:
+    """An attempt that began before the breaker changed says nothing of it as it is now."""
+    for record in (opened(), lease(opened(), "probe", 1), ended(lease(opened(), "probe", 1), "success", attempt="probe")):
+        for generation in range(record.generation):
+            assert ended(record, result, attempt="old", generation=generation) == record
+            assert ended(record, result, attempt="probe", generation=generation) == record
+
+
+# Cooldowns.
+
+
+def test_cooldowns_grow_by_their_factor_to_their_limit() -> None:
+    seconds = [cooldown_us(Breaker(openings=openings), POLICY, "u") / US_PER_S for openings in range(8)]
+    assert seconds == [10.0, 10.0, 30.0, 90.0, 200.0, 200.0, 200.0, 200.0]
+    assert cooldown_us(Breaker(openings=10**9), POLICY, "u") == 200 * US_PER_S
+
+
+@given(st.text(max_size=20), st.integers(0, 1_000))
+def test_jitter_is_drawn_from_user_and_openings_within_its_bound(name: str, openings: int) -> None:
+    """It only ever adds, at most its fraction, and is the same in every process and generation."""
+    plain = cooldown_us(Breaker(openings=openings), POLICY, name)
+    record = Breaker(openings=openings, generation=5, mode="open")
+    drawn = cooldown_us(record, JITTERED, name)
+    assert plain <= drawn <= plain * 1.25 + 1
+    assert drawn == cooldown_us(msgspec.structs.replace(record, generation=77, cooled=True), JITTERED, name)
+
+
+def test_jitter_spreads_users_and_openings() -> None:
+    """A thousand users that failed together do not come back together."""
+    draws = {cooldown_us(Breaker(openings=1), JITTERED, f"user {n}") for n in range(1_000)}
+    assert len(draws) > 990
+    assert max(draws) - min(draws) > 0.2 * 10 * US_PER_S
+    assert len({cooldown_us(Breaker(openings=n), JITTERED, "u") for n in range(6, 26)}) == 20
+
+
+def test_cooldowns_that_replay_must_not_move() -> None:
+    """The figures of one user, so that a changed hash or formula is noticed: stored instants depend on them."""
+    assert [cooldown_us(Breaker(openings=n), BreakerPolicy(), "u1") for n in (1, 2, 3)] == [
+        3_676_978_306, 7_506_140_384, 14_943_189_444]
+
+
+# Two time bases.
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("other", BASES)
+def test_event_time_is_never_compared_with_wall_time(
+    base: Literal["event", "wall"], other: Literal["event", "wall"],
+) -> None:
+    """Opened by one clock and asked by another, the wall's own time since the opening decides; the retry is told in that."""
+    record = CLOSED
+    for _ in range(3):
+        record = ended(record, "failure", now=at(0, base))
+    assert record.base == base
+    told = at(10, base).at_us if base == other else at(10).wall_us
+    assert admit(record, POLICY, at(9.9, other), "u") == Admission("refuse", "open", told)
+    assert admit(record, POLICY, at(10, other), "u") == Admission("probe")
+
+
+def test_a_stream_s_own_time_passes_at_its_own_pace() -> None:
+    """In one base the caller's time decides, however long the run takes on the wall."""
+    record = CLOSED
+    for _ in range(3):
+        record = ended(record, "failure", now=at(0, "event"))
+    quick = Now(at(10, "event").at_us, at(0.001).wall_us, "event")
+    slow = Now(at(9, "event").at_us, at(86_400).wall_us, "event")
+    assert admit(record, POLICY, quick, "u").verdict == "probe"
+    assert admit(record, POLICY, slow, "u").verdict == "refuse"
+
+
+# Suspects.
+
+
+def test_an_input_that_kills_is_refused_after_some_deaths() -> None:
+    """Counted by input and base version; nobody else is refused, and no breaker opens."""
+    record, suspect = CLOSED, ("row", 4)
+    for died in (1, 2):
+        assert admit(record, POLICY, at(0), "u", suspect) == Admission("admit")
+        record = ended(record, "died", suspect=suspect)
+        assert suspected(record, suspect) == died
+    assert admit(record, POLICY, at(0), "u", suspect) == Admission("refuse", "suspect")
+    for other in (("row", 5), ("another", 4), None):
+        assert admit(record, POLICY, at(0), "u", other) == Admission("admit")
+    assert (record.mode, record.failures, record.generation) == ("closed", 0, 0)
+
+
+@pytest.mark.parametrize("result", ["success", "failure"])
+@pytest.mark.parametrize("generation", [0, 99])
+def test_completing_clears_the_suspicion(result: Result, generation: int) -> None:
+    """Success or failure, even one that began under another generation: it did not kill the process."""
+    record = ended(ended(CLOSED, "died", suspect=("row", 1)), "died", suspect=("other", 2))
+    after = ended(record, result, suspect=("row", 1), generation=generation)
+    assert after.suspects == (("other", 2, 1),)
+    assert ended(record, result).suspects == record.suspects, "an attempt on something else clears nothing"
+    assert ended(record, "void", suspect=("row", 1)).suspects == record.suspects, "and no end that says nothing"
+
+
+def test_suspects_are_capped_and_the_newest_kept() -> None:
+    record = CLOSED
+    for number in range(100):
+        record = ended(record, "died", suspect=(f"row {number}", 1))
+        assert len(record.suspects) <= SUSPECTS_KEPT_MAX
+    assert [name for name, _, _ in record.suspects] == [f"row {number}" for number in range(100 - SUSPECTS_KEPT_MAX, 100)]
+    again = ended(record, "died", suspect=("row 90", 1))
+    assert (len(again.suspects), again.suspects[-1]) == (SUSPECTS_KEPT_MAX, ("row 90", 1, 2))
+
+
+def test_a_death_of_nothing_in_particular_only_gives_the_slot_back() -> None:
+    assert ended(CLOSED, "died") is CLOSED
+
+
+# The global breaker.
+
+
+def failed(record: Breaker, user: str, seconds: float = 0.0, result: Result = "failure", **named: Any) -> Breaker:
+    given_ = {"attempt_id": user, "generation": record.generation, "now": at(seconds), **named}
+    return settle_global(record, POLICY, result, user=user.encode(), **given_)
+
+
+def test_distinct_users_open_the_global_breaker() -> None:
+    """One user failing for ever counts once (INV-11); the third user within the window opens it."""
+    record = CLOSED
+    for second in range(50):
+        record = failed(record, "u", second)
+    assert (record.mode, len(record.failing)) == ("closed", 1)
+    record = failed(failed(record, "v", 51), "w", 52)
+    assert (record.mode, record.failing, record.openings, record.generation) == ("open", (), 1, 1)
+
+
+@pytest.mark.parametrize(("seconds", "mode"), [(99.9, "open"), (100.0, "closed"), (500.0, "closed")])
+def test_the_window_slides(seconds: float, mode: str) -> None:
+    """A failure counts for the window's length; it is the last one of each user that counts."""
+    assert failed(failed(failed(CLOSED, "u", 0), "v", 1), "w", seconds).mode == mode
+    renewed = failed(failed(failed(CLOSED, "u", 0), "v", 50), "u", 90)
+    assert failed(renewed, "w", 140).mode == "open"
+
+
+def test_success_and_void_count_nothing_globally() -> None:
+    record = failed(failed(CLOSED, "u"), "v")
+    for result in ("success", "void", "died"):
+        assert failed(record, "w", result=result) == record
+
+
+def test_the_global_probe_closes_opens_and_is_given_back() -> None:
+    record = failed(failed(failed(CLOSED, "u"), "v"), "w")
+    probing = lease(record, "x", 1)
+    assert failed(probing, "y", 1) == msgspec.structs.replace(probing, failing=failed(probing, "y", 1).failing), "no probe of it"
+    assert failed(probing, "x", result="success") == Breaker(generation=probing.generation + 1)
+    assert (failed(probing, "x", 20).mode, failed(probing, "x", 20).openings) == ("open", 2)
+    for result in ("void", "died"):
+        back = failed(probing, "x", result=result)
+        assert (back.mode, back.cooled, back.openings) == ("open", True, 1)
+    for late in ("success", "failure"):
+        assert failed(probing, "x", result=late, generation=0) == probing
+
+
+def test_the_window_s_memory_is_capped() -> None:
+    policy, record = msgspec.structs.replace(POLICY, users_max=10**9), CLOSED
+    for number in range(FAILING_MAX + 10):
+        record = settle_global(record, policy, "failure", user=str(number).encode(), attempt_id="a", generation=0, now=at(0))
+    assert len(record.failing) == FAILING_MAX
+
+
+# Any life.
+
+EVENTS = st.lists(st.tuples(
+    st.sampled_from(["begin", "success", "failure", "void", "died"]), st.integers(0, 3), st.floats(0, 40),
+    st.sampled_from(BASES), st.integers(0, 2),
+), max_size=60)
+
+
+@given(EVENTS)
+def test_any_life_keeps_the_invariants(life: list[tuple[str, int, float, Literal["event", "wall"], int]]) -> None:
+    """No generation is ever used again, one probe at most is out, and what is refused ends nothing."""
+    record, clock = CLOSED, 0.0
+    running: dict[str, int] = {}
+    number = 0
+    for what, pick, seconds, base, input_ in life:
+        clock += seconds
+        before = record
+        suspect = (f"row {input_}", 1)
+        if what == "begin":
+            admission = admit(record, POLICY, at(clock, base), "u", suspect)
+            assert (admission.retry_at_us is not None) == (admission.reason == "open")
+            if admission.verdict == "refuse":
+                assert record.mode != "closed" or suspected(record, suspect) >= POLICY.suspects_max
+                continue
+            number += 1
+            if admission.verdict == "probe":
+                assert record.mode == "open"
+                record = lease(record, str(number), 1)
+            running[str(number)] = record.generation
+        elif running:
+            attempt = list(running)[pick % len(running)]
+            record = ended(record, what, attempt=attempt, generation=running.pop(attempt),  # type: ignore[arg-type]
+                           now=at(clock, base), suspect=suspect)
+        assert record.generation >= before.generation
+        assert (record.generation > before.generation) == (record.mode != before.mode or (
+            before.mode == "half-open" and record is not before and record.probe != before.probe))
+        assert (record.mode == "half-open") == bool(record.probe)
+        assert record.mode == "half-open" or record.probe_owner == 0
+        assert record.failures < POLICY.failures_max
+        assert (record.mode == "closed") == (record.openings == 0)
+        assert not (record.cooled and record.mode != "open")
+        assert not record.probe or record.probe in running
+        assert len(record.suspects) <= SUSPECTS_KEPT_MAX
+        assert all(count > 0 for _, _, count in record.suspects)
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Breaker) == record

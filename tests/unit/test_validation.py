@@ -1,0 +1,409 @@
+"""Each rule and each limit of a state: inside, at the bound, beyond it, and everything that is no number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statemachine import BODY_WEIGHT, BodyWeight, EstimatorState, Limits, Reading, Rule, StateValidator, Violation
+from statemachine.clock import US_PER_DAY, from_us, to_us
+from statemachine.policy import KINDS
+from statemachine.validation import (
+    COUNT_MAX,
+    DEPTH_MAX,
+    INSTANT_US_MAX,
+    INSTANT_US_MIN,
+    TEXT_CHARS_MAX,
+    VIOLATIONS_MAX,
+    body_weight_rules,
+    finite_everywhere,
+)
+
+LIMITS: Final = Limits()
+VALIDATOR: Final = StateValidator(body_weight_rules(LIMITS))
+T: Final = to_us(datetime(2026, 1, 5, tzinfo=UTC))
+NEVER: Final[list[Any]] = [
+    math.nan, math.inf, -math.inf, None, "80", True, np.float64(80.0), np.float32(80.0), 80, Decimal(80), [1.0],
+]
+NO_COUNTS: Final[list[Any]] = [-1, True, False, 1.0, math.nan, None, "1", np.int64(1), COUNT_MAX + 1]
+
+
+def started(kind: str = "initial", kg: float = 80.0) -> EstimatorState:
+    state: Any = None
+    for operation in BODY_WEIGHT.operations(KINDS[kind], Reading(T, (kg,), 0.15), T):
+        state = operation.run(state)
+    assert isinstance(state, EstimatorState)
+    return state
+
+
+def sound() -> EstimatorState:
+    """A state in the middle of every limit, its multipliers 1."""
+    s = started()
+    adaptation = msgspec.structs.replace(s.adaptation, level=1.0, trend=1.0, observation=1.0)
+    return s.replace(P=[[1.0, 0.1], [0.1, 0.5]], x=[80.0, 0.1], adaptation=adaptation)
+
+
+def changed(part: str, **values: Any) -> EstimatorState:
+    s = sound()
+    return msgspec.structs.replace(s, **{part: msgspec.structs.replace(getattr(s, part), **values)})
+
+
+def broken(state: Any, now_us: int | None = None) -> set[tuple[str, str]]:
+    """The rules and paths that a state violates."""
+    return {(v.rule, v.path) for v in VALIDATOR.validate(state, now_us)}
+
+
+def test_states_of_the_library_s_own_making_are_sound() -> None:
+    assert VALIDATOR.validate(sound(), T) == ()
+    for kind in KINDS:
+        assert VALIDATOR.validate(started(kind), T) == ()
+
+
+# Numbers with bounds.
+
+BOUNDED: Final = {
+    "x0": ("estimate", "x[0]", 20.0, 500.0, {}),
+    "x1": ("estimate", "x[1]", -1.5, 1.5, {}),
+    "p00": ("covariance", "P[0,0]", 1e-9, 1e4, {"p01": 0.0, "p10": 0.0, "p11": 1e-3}),
+    "p11": ("covariance", "P[1,1]", 1e-12, 10.0, {"p01": 0.0, "p10": 0.0, "p00": 1e-3}),
+    "r": ("noise", "R", 1e-3, 25.0, {}),
+    "q0": ("noise", "Q[0,0]", 1e-6, 4.0, {}),
+    "q1": ("noise", "Q[1,1]", 1e-10, 0.25, {}),
+    "dt_days_max": ("noise", "dt_days_max", 1e-6, 30.0, {}),
+}
+
+
+@pytest.mark.parametrize("field", BOUNDED)
+def test_each_bound_is_inclusive(field: str) -> None:
+    """The bound itself and what lies inside are fine; the next representable value beyond it is refused, and told."""
+    rule, path, low, high, others = BOUNDED[field]
+    for value in (low, math.nextafter(low, math.inf), (low + high) / 2, math.nextafter(high, -math.inf), high):
+        assert broken(changed("kalman", **{**others, field: value})) == set(), value
+    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf)):
+        state = changed("kalman", **{**others, field: value})
+        assert (rule, path) in broken(state), value
+        found = next(v for v in VALIDATOR.validate(state) if v.path == path)
+        assert found.value == repr(value)
+        assert found.limit == f"a float from {low:g} to {high:g}"
+
+
+@pytest.mark.parametrize("field", [*BOUNDED, "p01", "p10"])
+@pytest.mark.parametrize("value", NEVER, ids=lambda value: f"{type(value).__name__} {value}")
+def test_what_is_no_finite_float_is_refused(field: str, value: Any) -> None:
+    """NaN, infinities, other types, and numpy's own scalars, which the codec cannot hold."""
+    rule, path = BOUNDED[field][:2] if field in BOUNDED else ("covariance", "P")
+    found = broken(changed("kalman", **{field: value}))
+    assert found & {(rule, path), (rule, "state")}, "named, or the rule could not even compute with it"
+
+
+@pytest.mark.parametrize("name", ["observation", "level", "trend"])
+@pytest.mark.parametrize("value", [*NEVER, -0.1])
+def test_multipliers_are_finite_and_not_negative(name: str, value: Any) -> None:
+    found = broken(changed("adaptation", **{name: value}))
+    assert found
+    assert {rule for rule, _ in found} == {"noise"}
+
+
+@pytest.mark.parametrize(("name", "field", "path", "high"), [
+    ("observation", "r", "R adapting", 25.0), ("level", "q0", "Q[0,0] adapting", 4.0), ("trend", "q1", "Q[1,1] adapting", 0.25),
+])
+def test_noise_times_its_multiplier_is_bounded_too(name: str, field: str, path: str, high: float) -> None:
+    """While adapting the product is what is in force."""
+    base = getattr(sound().kalman, field)
+    assert broken(changed("adaptation", **{name: high / base * 0.999})) == set()
+    assert broken(changed("adaptation", **{name: high / base * 1.001})) == {("noise", path)}
+    assert broken(changed("adaptation", **{name: 0.0})) == {("noise", path)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_s_product_with_its_multipliers_lies_inside(kind: str) -> None:
+    """The defaults leave room for every kind of reset: variances, noises, and P after it."""
+    how, own = KINDS[kind], BodyWeight()
+    assert LIMITS.r_kg2_min <= own.r_kg2 * how.observation <= LIMITS.r_kg2_max
+    assert LIMITS.q_level_kg2_per_day_min <= own.q_level * how.level <= LIMITS.q_level_kg2_per_day_max
+    assert LIMITS.q_trend_min <= own.q_trend * how.trend <= LIMITS.q_trend_max
+    assert LIMITS.p_level_kg2_min <= own.r_kg2 * how.variance <= LIMITS.p_level_kg2_max
+    assert how.measurements <= LIMITS.adaptation_measurements_max
+
+
+# The covariance as a whole.
+
+
+@pytest.mark.parametrize(("p", "refused"), [
+    ([[1.0, 0.999], [0.999, 1.0]], set()),
+    ([[1.0, 1.0], [1.0, 1.0]], {("covariance", "P")}),
+    ([[1.0, 5.0], [5.0, 1.0]], {("covariance", "P")}),
+    ([[1.0, -5.0], [-5.0, 1.0]], {("covariance", "P")}),
+    ([[1.0, 0.1], [0.1 + 1.9e-12, 1.0]], set()),
+    ([[1.0, 0.1], [0.1 + 2.1e-12, 1.0]], {("covariance", "P")}),
+    ([[1.0, 0.1], [-0.1, 1.0]], {("covariance", "P")}),
+    ([[-1.0, 0.0], [0.0, 1.0]], {("covariance", "P[0,0]"), ("covariance", "P")}),
+    ([[-1.0, 0.0], [0.0, -1.0]], {("covariance", "P[0,0]"), ("covariance", "P[1,1]"), ("covariance", "P")}),
+    ([[0.0, 0.0], [0.0, 0.0]], {("covariance", "P[0,0]"), ("covariance", "P[1,1]"), ("covariance", "P")}),
+    ([[1e4, 0.0], [0.0, 1.0001e-6]], set()),
+    ([[1e4, 0.0], [0.0, 0.9999e-6]], {("covariance", "condition of P")}),
+    ([[math.nan, math.nan], [math.nan, math.nan]], {("covariance", "P[0,0]"), ("covariance", "P[1,1]"), ("covariance", "P")}),
+])
+def test_only_a_covariance_is_one(p: list[list[float]], refused: set[tuple[str, str]]) -> None:
+    """Symmetric, positive definite, and not so stretched that nothing can be computed with it."""
+    assert broken(sound().replace(P=p)) == refused
+
+
+def test_limits_are_the_caller_s() -> None:
+    """A rule obeys the limits that it was made with."""
+    limits = Limits(weight_kg_max=79.9, p_level_kg2_max=0.5, buffer_readings_max=0, r_kg2_min=0.2)
+    strict = StateValidator(body_weight_rules(limits))
+    assert {v.path for v in strict.validate(sound())} == {"x[0]", "P[0,0]", "R", "R adapting", "buffer", "buffer[0]"}
+
+
+# The buffer.
+
+
+def buffered(*pairs: Any) -> set[tuple[str, str]]:
+    return broken(sound().replace(buffer=pairs))
+
+
+def test_a_buffer_is_in_order_bounded_and_not_ahead() -> None:
+    day = US_PER_DAY
+    assert buffered() == set()
+    assert buffered((T - day, 20.0), (T - day + 1, 500.0), (T, 80.0)) == set()
+    assert buffered((T - day, 80.0), (T - day, 80.0)) == {("buffer", "buffer[1]")}, "a duplicate"
+    assert buffered((T, 80.0), (T - day, 80.0)) == {("buffer", "buffer[1]")}, "out of order"
+    assert buffered((T - day, 80.0), (T + 1, 80.0)) == {("buffer", "buffer[1]")}, "after the state's own time"
+
+
+@pytest.mark.parametrize("kg", [*NEVER, math.nextafter(20.0, 0.0), math.nextafter(500.0, 501.0), 0.0, -80.0])
+def test_a_buffered_value_obeys_the_limits(kg: Any) -> None:
+    assert buffered((T - 2, 80.0), (T - 1, kg), (T, 80.0)) == {("buffer", "buffer[1]")}
+
+
+@pytest.mark.parametrize("at_us", [None, True, float(T), "now", np.int64(T), INSTANT_US_MIN - 1, math.nan])
+def test_a_buffered_instant_is_one(at_us: Any) -> None:
+    assert {rule for rule, _ in buffered((at_us, 80.0))} == {"buffer"}
+
+
+def test_a_buffer_has_a_size() -> None:
+    full = [(T - 40 + n, 80.0) for n in range(31)]
+    assert buffered(*full[1:]) == set()
+    assert buffered(*full) == {("buffer", "buffer")}
+
+
+@pytest.mark.parametrize("pair", [(T,), (T, 80.0, 1), 80.0, None])
+def test_a_buffer_holds_pairs(pair: Any) -> None:
+    """A rule that cannot even look at a state has refused it."""
+    assert {rule for rule, _ in buffered(pair)} == {"buffer"}
+
+
+# Counts, instants, adaptation, shape.
+
+
+@pytest.mark.parametrize("name", ["x", "P", "buffer", "adaptation"])
+@pytest.mark.parametrize("value", NO_COUNTS, ids=lambda value: f"{type(value).__name__} {value}")
+def test_a_counter_counts(name: str, value: Any) -> None:
+    assert broken(changed("counters", **{name: value})) == {("counters", name)}
+    for good in (0, 1, COUNT_MAX):
+        assert broken(changed("counters", **{name: good})) == set()
+
+
+@pytest.mark.parametrize("value", NO_COUNTS, ids=lambda value: f"{type(value).__name__} {value}")
+def test_an_adaptation_counts(value: Any) -> None:
+    found = broken(changed("adaptation", count=value))
+    assert ("adaptation", "count") in found
+    assert broken(changed("adaptation", measurements=value)) == {("adaptation", "measurements")}
+
+
+def test_the_number_of_adapting_measurements_has_a_limit() -> None:
+    assert broken(changed("adaptation", measurements=10_000)) == set()
+    assert broken(changed("adaptation", measurements=10_001)) == {("adaptation", "measurements")}
+
+
+@pytest.mark.parametrize(("count", "g", "refused"), [
+    (0, 1.0, False), (0, 0.999, True), (0, 0.0, True), (1, 1.0, False), (1, 0.5, False), (9, 0.0, False),
+    (1, 1.0000001, True), (1, -1e-9, True), *((1, value, True) for value in NEVER),
+])
+def test_the_factor_lies_between_0_and_1_and_is_0_at_count_0(count: int, g: Any, refused: bool) -> None:
+    assert broken(changed("adaptation", count=count, g=g)) == ({("adaptation", "f")} if refused else set())
+
+
+@pytest.mark.parametrize("rate", [*NEVER, 0.0, -1.5])
+def test_a_decay_rate_is_above_0(rate: Any) -> None:
+    assert broken(changed("adaptation", rate=rate)) == {("adaptation", "rate")}
+
+
+def test_a_rate_may_exceed_1_and_its_decay_belongs_to_it() -> None:
+    for rate in (1e-3, 1.0, 4.0, 1e6):
+        assert broken(changed("adaptation", rate=rate, decay=math.exp(-1.0 / rate))) == set()
+        assert broken(changed("adaptation", rate=rate, decay=math.exp(-1.0 / rate) + 1e-9)) == {("adaptation", "decay")}
+    for decay in NEVER:
+        assert broken(changed("adaptation", decay=decay)) == {("adaptation", "decay")}
+
+
+@pytest.mark.parametrize(("at", "refused"), [
+    (from_us(T), False), (from_us(T + 1), True), (datetime(2026, 1, 5), True), (None, True), ("2026-01-05", True), (T, True),  # noqa: DTZ001
+    (datetime(1, 1, 1, tzinfo=UTC), False), (datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))), True),
+    (datetime(2026, 1, 5, 3, tzinfo=timezone(timedelta(hours=3))), False),
+])
+def test_a_reset_happened_at_an_aware_instant_that_is_past(at: Any, refused: bool) -> None:
+    state = changed("adaptation", reset_at=at)
+    assert broken(state, T) == ({("adaptation", "reset_at")} if refused else set())
+
+
+def test_the_future_is_judged_only_where_there_is_a_present() -> None:
+    """What is read is checked without one."""
+    state = changed("kalman", at_us=T + 1)
+    assert broken(state) == set()
+    assert broken(state, T) == {("estimate", "at")}
+    assert broken(changed("adaptation", reset_at=from_us(T + 1))) == set()
+
+
+@pytest.mark.parametrize("at_us", [None, True, float(T), "now", np.int64(T), INSTANT_US_MIN - 1, INSTANT_US_MAX + 1, 2**80])
+def test_an_instant_is_an_int_that_a_calendar_holds(at_us: Any) -> None:
+    assert ("estimate", "at") in broken(changed("kalman", at_us=at_us))
+    assert broken(changed("adaptation", until_us=at_us)) == {("adaptation", "until")}
+    assert broken(changed("adaptation", until_us=INSTANT_US_MAX)) == set()
+
+
+@pytest.mark.parametrize(("part", "value"), [
+    ("kalman", None), ("kalman", (80.0,)), ("buffer", []), ("buffer", None), ("adaptation", {}), ("counters", 3),
+])
+def test_a_state_has_its_parts(part: str, value: Any) -> None:
+    assert ("shape", part) in broken(msgspec.structs.replace(sound(), **{part: value}))
+
+
+@pytest.mark.parametrize("state", [None, 80.0, {}, (), "state", object()])
+def test_what_is_no_state_is_refused_without_raising(state: Any) -> None:
+    assert VALIDATOR.validate(state, T)
+
+
+# `known`: what passed already.
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40 * US_PER_DAY), st.floats(1.0, 700.0), st.floats(1e-4, 100.0)), min_size=1, max_size=35),
+    st.sampled_from(sorted(KINDS)), st.booleans(),
+)
+def test_a_step_is_judged_as_by_itself(taken: list[tuple[int, float, float]], kind: str, has_present: bool) -> None:
+    """Knowing that the state before passed saves work and changes no verdict, good or bad."""
+    state, at_us = started(kind), T
+    now_us = T + 400 * US_PER_DAY if has_present else None
+    for after_us, kg, r in taken:
+        at_us += after_us
+        after = BODY_WEIGHT.step(state, Reading(at_us, (kg,), r))
+        alone = VALIDATOR.validate(after, now_us)
+        assert VALIDATOR.validate(after, now_us, state) == alone
+        if alone:
+            break
+        state = after
+
+
+# User rules, and what any rule may do.
+
+
+def test_a_rule_that_raises_has_refused() -> None:
+    """It is a violation under its own name, and the other rules are still asked."""
+    def clumsy(_state: Any, _now_us: int | None, _known: Any) -> list[Violation]:
+        raise ZeroDivisionError("x" * 500)
+
+    found = VALIDATOR.with_rules(Rule("clumsy", clumsy)).validate(changed("kalman", x0=1.0))
+    assert [(v.rule, v.path) for v in found] == [("estimate", "x[0]"), ("clumsy", "state")]
+    assert found[1].value.startswith("ZeroDivisionError: xxx")
+    assert len(found[1].value) == TEXT_CHARS_MAX
+
+
+def test_a_rule_may_be_a_generator_and_answers_are_capped() -> None:
+    def chatty(_state: Any, _now_us: int | None, _known: Any) -> Any:
+        return (Violation("chatty", str(n), "", "") for n in range(1_000))
+
+    assert len(StateValidator([Rule("chatty", chatty)]).validate(None)) == VIOLATIONS_MAX
+
+
+def test_a_rule_is_given_the_state_the_present_and_what_is_known() -> None:
+    asked: list[Any] = []
+
+    def curious(state: Any, now_us: int | None, known: Any) -> list[Violation]:
+        asked.append((state, now_us, known))
+        return []
+
+    StateValidator([Rule("curious", curious)]).validate("s", 7, "k")
+    assert asked == [("s", 7, "k")]
+
+
+def test_the_fingerprint_is_that_of_rules_and_limits() -> None:
+    """Equal for equal rules in every process, another for any limit, name or rule that differs."""
+    fingerprints = [VALIDATOR.fingerprint, VALIDATOR.with_rules(Rule("mine", finite_everywhere)).fingerprint,
+                    VALIDATOR.with_rules(Rule("mine", finite_everywhere, "2")).fingerprint,
+                    VALIDATOR.with_rules(Rule("yours", finite_everywhere)).fingerprint]
+    for name in Limits.__struct_fields__:
+        other = msgspec.structs.replace(LIMITS, **{name: getattr(LIMITS, name) * 2})
+        fingerprints.append(StateValidator(body_weight_rules(other)).fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
+    for same in (body_weight_rules(Limits()), BODY_WEIGHT.rules):
+        assert StateValidator(same).fingerprint == VALIDATOR.fingerprint
+
+
+def test_a_violation_is_one_readable_line() -> None:
+    assert str(Violation("estimate", "x[0]", "10.0", "a float from 20 to 500", "kg")) == (
+        "estimate: x[0] is 10.0 kg, must be a float from 20 to 500")
+
+
+# finite_everywhere.
+
+
+class Deep(msgspec.Struct):
+    inside: Any
+
+
+@dataclass
+class Plain:
+    inside: Any
+
+
+WRAPPERS: Final[list[Callable[[Any], Any]]] = [
+    lambda v: v, Deep, Plain, lambda v: [v], lambda v: (1.0, v), lambda v: {"a": {"b": v}}, lambda v: {1: [v]},
+    lambda v: Deep([{"x": (Deep(v),)}]),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("value", [
+    math.nan, math.inf, -math.inf, np.float64("nan"), np.float32("inf"), np.float16("nan"), Decimal("NaN"),
+    complex(1.0, math.nan),
+    np.complex64(complex(math.inf, 0.0)), np.array([1.0, math.nan]), np.array([[math.inf]]), np.array([None]),
+])
+def test_no_number_hides_however_deep(wrap: Callable[[Any], Any], value: Any) -> None:
+    found = list(finite_everywhere(wrap(value)))
+    assert [v.rule for v in found] == ["finite"]
+    assert found[0].path.startswith("state")
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("value", [
+    1.0, 0, -5e-324, True, None, "nan", b"", np.float32(1.0), np.int64(3), 1j, Decimal("1e400"), np.zeros((2, 2)), np.arange(3),
+    datetime(2026, 1, 5, tzinfo=UTC),
+])
+def test_what_is_finite_passes(wrap: Callable[[Any], Any], value: Any) -> None:
+    assert list(finite_everywhere(wrap(value))) == []
+
+
+def test_a_path_says_where() -> None:
+    found = list(finite_everywhere(Deep({"k": [1.0, math.nan]})))
+    assert [v.path for v in found] == ["state.inside['k'][1]"]
+    assert {v.path for v in finite_everywhere({frozenset({math.nan}): math.inf, "s": frozenset({math.inf})})} >= {"state['s'][0]"}
+
+
+def test_depth_has_a_limit() -> None:
+    nested: Any = math.nan
+    for _ in range(DEPTH_MAX):
+        nested = [nested]
+    assert [v.value for v in finite_everywhere(nested)] == ["nan"]
+    assert [v.value for v in finite_everywhere([nested])] == ["nested deeper"]
