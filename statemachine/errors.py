@@ -4,7 +4,7 @@ Grouped by what the handler should do::
 
     ResetError
     ├── TryLater                 nothing is wrong with the input: try again, later or from a fresh head
-    │   ├── BreakerOpen          the circuit breaker refused; `retry_at` tells when a probe may run
+    │   ├── BreakerOpen          the circuit breaker refused; `retry_at_us` tells when a probe may run
     │   ├── ConflictError        another attempt committed first: read the head again
     │   ├── CommitInDoubt        the commit may or may not be durable: `manager.inspect(attempt_id)` settles it
     │   ├── StoreBusy            another writer holds the store for longer than the limit
@@ -92,7 +92,7 @@ class CommitInDoubt(TryLater):
 
 
 class StoreBusy(TryLater):
-    """Another writer held the store for longer than `Limits.writer_wait_s_max`."""
+    """Another writer held the store for longer than `StoreLimits.writer_wait_s_max`."""
 
     kind = "store-busy"
 

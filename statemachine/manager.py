@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from statemachine.audit import Row
-from statemachine.breaker import BreakerPolicy, Now
-from statemachine.clock import iso
-from statemachine.errors import BreakerOpen, InvalidInput, MutationFailed, ResetValidationError
+from statemachine.breaker import BreakerPolicy, Now, admit
+from statemachine.clock import iso, to_us
+from statemachine.errors import BreakerOpen, InvalidInput, MutationFailed, ResetValidationError, UserUnknown
 from statemachine.estimator import Estimator, source_name
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, recover, restore
@@ -20,10 +21,11 @@ from statemachine.store import Store, identities
 from statemachine.store.draft import Draft
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
-from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_state
+from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
 TEXT_BYTES_MAX: Final = 500
+RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery"})
 
 
 class Incoming(msgspec.Struct, frozen=True, gc=False):
@@ -80,34 +82,47 @@ class ResetManager:
 
     def transaction(  # noqa: PLR0913 - each is recorded
         self, user: str, *, kind: str = "admin", reason: str, actor: str, expect_version: int | None = None,
-        dry_run: bool = False,
+        dry_run: bool = False, at: datetime | None = None,
     ) -> ResetTransaction:
         """An attempt for a `with` block whose operations are the caller's own; it commits only on `tx.commit()`.
 
+        `at` (aware) is the instant of the event it stands for, by default the present; give it when old data is replayed.
         Raises InvalidInput for a missing reason or actor; the block's entry raises BreakerOpen or ConflictError.
         """
-        return ResetTransaction(self.context, self._attempt(user, kind, reason, actor, expect_version, dry_run=dry_run))
+        if kind in RESERVED_KINDS:
+            message = f"the kind {kind!r} is the log's own; choose another name"
+            raise InvalidInput(message, user=user)
+        return ResetTransaction(self.context, self._attempt(user, kind, reason, actor, expect_version, dry_run=dry_run, at=at))
 
     def _attempt(  # noqa: PLR0913 - each is recorded
         self, user: str, kind: str, reason: str, actor: str, expect_version: int | None, *, dry_run: bool,
+        at: datetime | None = None,
     ) -> Attempt:
         for name, text in (("reason", reason), ("actor", actor), ("kind", kind)):
             known = text.encode("utf-8", "replace")
             if not text.strip() or len(known) > TEXT_BYTES_MAX or "\0" in text or known.decode() != text:
-                message = f"a {name} of 1 to {TEXT_BYTES_MAX} bytes is needed, for the audit log, not {text[:40]!r}"
+                message = f"the {name} must have 1 to {TEXT_BYTES_MAX} bytes of text, for the audit log; it is {text[:40]!r}"
                 raise InvalidInput(message, user=user)
-        return Attempt(user, kind, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)
+        try:
+            event_us = None if at is None else to_us(at)
+        except ValueError as error:
+            raise InvalidInput(str(error), user=user) from error
+        return Attempt(user, kind, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run, event_us=event_us)
 
     def perform_reset(  # noqa: PLR0913 - each is recorded
         self, user: str, kind: str = "admin", *, reason: str, actor: str, measurement: Measured | None = None,
         operations: Iterable[tuple[str, Callable[[Any], Any]]] | None = None, expect_version: int | None = None,
-        dry_run: bool = False,
+        dry_run: bool = False, at: datetime | None = None,
     ) -> ResetResult:
         """Reset a user's state; durable on return, audited whatever happens.
 
         Without `operations` the kind's own are used: from `measurement`, or keeping the estimate and widening its
-        covariance where there is none.  `dry_run` goes as far as validated and returns the deltas.  Raises after the
-        outcome is durable: BreakerOpen, MutationFailed, ResetValidationError, ConflictError, CommitInDoubt, UserUnknown.
+        covariance where there is none.  `at` (aware) is the instant of the event, by default the present.  `dry_run`
+        goes as far as validated, asks no breaker, writes nothing at all and returns the deltas.
+
+        Raises when the outcome is durable: MutationFailed, ResetValidationError, ConflictError; CommitInDoubt when that
+        cannot be told; BreakerOpen when it is marked (the next commit writes it, or the next opening after a crash).
+        UserUnknown and InvalidInput come before any attempt begins.
         """
         if operations is None and kind not in self.policy.kinds:
             message = f"no kind of reset is called {kind!r}; known: {', '.join(self.policy.kinds)}"
@@ -116,14 +131,15 @@ class ResetManager:
         if measurement is not None and measurement.user != user:
             message = f"the measurement is of {measurement.user!r}, not of {user!r}"
             raise InvalidInput(message, user=user)
-        attempt = self._attempt(user, kind, reason, actor, expect_version, dry_run=dry_run)
-        with ResetTransaction(self.context, attempt) as tx:
+        if incoming is None and self.store.head(user) is None:
+            message = f"nothing is stored for {user!r}: give a measurement to start from"
+            raise UserUnknown(message, user=user)
+        with self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run,
+                              at=at) as tx:
             if operations is not None:
                 for name, mutation in operations:
                     tx.apply(name, mutation)
             else:
-                if incoming is None:
-                    require_state(tx)
                 self._apply_kind(tx, kind, None if incoming is None else incoming.reading)
             if incoming is not None:
                 tx.admit(incoming.key, identities.identity(measurement, incoming.reading, Origin(), ACCEPTED))  # type: ignore[arg-type]
@@ -186,6 +202,11 @@ class ResetManager:
             raise
         return tx
 
+    def would_probe(self, draft: Draft, user: bytes, now: Now) -> bool:
+        """Whether an attempt on the user would now be a breaker's one probe."""
+        names = ((user, user.decode()), (b"", ""))
+        return any(admit(draft.breaker(key), self.context.breaker, now, name).verdict == "probe" for key, name in names)
+
     def _plan(self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any) -> Plan:
         user = user_key(incoming.measurement.user)
         own = (incoming.key, identities.identity(incoming.measurement, incoming.reading, incoming.origin, HELD))
@@ -239,7 +260,7 @@ class ResetManager:
 
     def _apply_kind(self, tx: ResetTransaction, kind: str, reading: Reading | None) -> None:
         how = self.policy.kinds[kind]
-        at_us = tx.now.at_us if reading is None else reading.at_us
+        at_us = tx.event_us if reading is None else reading.at_us
         for operation in self.store.estimator.operations(how, reading, at_us):
             tx.apply(operation.name, operation.run)
 

@@ -16,7 +16,7 @@ import msgspec
 
 from statemachine import codec
 from statemachine.audit import Entry, Personal, Public, context_now
-from statemachine.breaker import CLOSED, Now
+from statemachine.breaker import Now
 from statemachine.clock import iso
 from statemachine.errors import (
     ConflictError,
@@ -83,6 +83,10 @@ class _Batch:
         self.present_us = present_us
         self.alone = alone
         self.users: dict[str, _User] = {}
+
+
+class _CursorMoved(Exception):
+    """Another run has consumed rows of the same source meanwhile."""
 
 
 class _NeedsOwnCommit(Exception):
@@ -314,7 +318,7 @@ class Processor:
 
     def _reset(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision) -> Outcome:
         key, name = user_key(incoming.measurement.user), incoming.measurement.user
-        if not batch.alone and (batch.draft.breaker(key).mode != CLOSED.mode or batch.draft.breaker(b"").mode != CLOSED.mode):
+        if not batch.alone and self.manager.would_probe(batch.draft, key, batch.now):
             raise _NeedsOwnCommit  # a probe is leased by a commit before it runs
         tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now)
         if tx.result is None or tx.result.outcome != "committed":
@@ -378,6 +382,15 @@ class _Stream:
             self.latest_us = measurement.at_us
         return Now(self.latest_us, wall_us, "event")
 
+    def read_again(self, store: Store) -> bool:
+        """Take the cursor as it is stored now; whether another run has moved it."""
+        stored = None if self.key is None else store.cursor(self.key[len(keys.CURSOR):])
+        if stored is None or stored == self.cursor:
+            return False
+        self.cursor = stored
+        self.reverted()
+        return True
+
     def put_cursor(self, draft: Draft) -> None:
         """The cursor as it will stand, in the draft that carries what it counts."""
         if self.key is not None and self.pending:
@@ -417,7 +430,7 @@ class Intake:
         self._processor = processor
         self._store = processor.store
         self._report = report
-        self._rows: list[tuple[int, SourceRow]] = []
+        self._rows: list[tuple[int, int, SourceRow]] = []
         self._outcomes: list[Outcome] = []
         self._batch: _Batch | None = None
         self._began_us = 0
@@ -442,12 +455,12 @@ class Intake:
                 self.flush()
             else:
                 self._again()
-            self._one_by_one([(number, row)])
+            self._one_by_one([(number, stream.position, row)])
             return
         except BaseException:
             self._drop()
             raise
-        self._rows.append((number, row))
+        self._rows.append((number, stream.position, row))
         self._outcomes.append(outcome)
         stream.pending[outcome.status] += 1
         limits = self._store.limits
@@ -486,14 +499,14 @@ class Intake:
         for stream in self.streams:
             stream.settled()
         rows, outcomes, self._rows, self._outcomes = self._rows, self._outcomes, [], []
-        for (number, _), outcome in zip(rows, outcomes, strict=True):
+        for (number, _, _), outcome in zip(rows, outcomes, strict=True):
             self._report(number, outcome)
 
     def _again(self) -> None:
         """Drop the batch and take its rows one by one, from what is durable."""
         self._one_by_one(self._drop())
 
-    def _drop(self) -> list[tuple[int, SourceRow]]:
+    def _drop(self) -> list[tuple[int, int, SourceRow]]:
         """Go back to what is durable; the rows that are not."""
         if self._batch is not None:
             self._batch.draft.drop()
@@ -503,27 +516,44 @@ class Intake:
             stream.reverted()
         return rows
 
-    def _one_by_one(self, rows: Sequence[tuple[int, SourceRow]]) -> None:
-        for number, row in rows:
-            stream = self.streams[number]
-            wall_us = self._store.clock.now_us()
-            now = stream.now(row.measurement, wall_us)
+    def _one_by_one(self, rows: Sequence[tuple[int, int, SourceRow]]) -> None:
+        for number, position, row in rows:
+            while True:
+                try:
+                    self._by_itself(number, position, row)
+                except _CursorMoved:
+                    continue
+                break
 
-            def finish(draft: Draft, outcome: Outcome, stream: _Stream = stream) -> None:
-                stream.pending = Counter({outcome.status: 1})
-                stream.put_cursor(draft)
+    def _by_itself(self, number: int, position: int, row: SourceRow) -> None:
+        """One row in a commit of its own, unless another run has consumed it meanwhile."""
+        stream = self.streams[number]
+        stream.read_again(self._store)
+        if stream.key is not None and position <= stream.cursor.consumed:
+            self.known[number] += 1
+            return
+        now = stream.now(row.measurement, self._store.clock.now_us())
 
-            if row.measurement is None:
-                draft = self._store.draft()
-                outcome = _keep_unreadable(draft, stream, row)
-                finish(draft, outcome)
+        def finish(draft: Draft, outcome: Outcome) -> None:
+            if stream.read_again(self._store):
+                raise _CursorMoved
+            stream.pending = Counter({outcome.status: 1})
+            stream.put_cursor(draft)
+
+        if row.measurement is None:
+            draft = self._store.draft()
+            outcome = _keep_unreadable(draft, stream, row)
+            finish(draft, outcome)
+            try:
                 self._store.commit(draft)
-            else:
-                origin = Origin(stream.cursor.source_id, row.row)
-                self._processor.forget_user(row.measurement.user)
-                outcome = self._processor.alone(row.measurement, origin, now, stream.cursor.now_us, finish)
-            stream.settled()
-            self._report(number, outcome)
+            except ConflictError:
+                raise _CursorMoved from None
+        else:
+            origin = Origin(stream.cursor.source_id, row.row)
+            self._processor.forget_user(row.measurement.user)
+            outcome = self._processor.alone(row.measurement, origin, now, stream.cursor.now_us, finish)
+        stream.settled()
+        self._report(number, outcome)
 
 
 def _keep_unreadable(draft: Draft, stream: _Stream, row: SourceRow) -> Outcome:

@@ -28,7 +28,6 @@ from statemachine.errors import (
     MutationFailed,
     ResetError,
     ResetValidationError,
-    UserUnknown,
 )
 from statemachine.machine import Guard, Phase
 from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
@@ -41,6 +40,7 @@ from statemachine.validation import Violation
 
 REASON_CHARS_MAX: Final = 500
 TRACE_CHARS_MAX: Final = 64
+SUSPECT_CHARS_MAX: Final = 80
 EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
 
 
@@ -134,13 +134,23 @@ class ResetTransaction:
         self._breaker = breaker.CLOSED
         self._global = breaker.CLOSED
         self._head: Head | None = None
-        self.before: Any = None
-        self.state: Any = None
+        self._before: Any = None
+        self._state: Any = None
 
     @property
     def phase(self) -> Phase:
         """Where the attempt stands."""
         return self._guard.phase
+
+    @property
+    def before(self) -> Any:
+        """The before-image, None where nothing is stored."""
+        return self._before
+
+    @property
+    def state(self) -> Any:
+        """The newest validated candidate, or the before-image."""
+        return self._state
 
     @property
     def base_version(self) -> int:
@@ -169,9 +179,11 @@ class ResetTransaction:
     def _begin(self, head: Head | None, state: Any) -> None:
         self._head = head if head is not None else self._draft.head(self._key)
         if self._head is not None:
-            self.before = self.state = state if state is not None else self._store.estimator.decode(self._head.state)
+            self._before = self._state = state if state is not None else self._store.estimator.decode(self._head.state)
         self._suspect = (self._suspect[0], self.base_version)
         if not self.attempt.dry_run:
+            if self._batch is None and self._store.marks.full:
+                self._store.commit(self._store.draft())  # what refused attempts left in the marks goes to the log
             # The mark comes first: a probe leased by a process that dies at once must be given back too.
             self._slot = self._store.marks.fill(self._mark(WAITING, "reset.interrupted", "interrupted"))
             self._admit()
@@ -216,7 +228,7 @@ class ResetTransaction:
     def _refuse(self, scope: str, admission: Admission) -> None:
         self._guard.fire("refuse")
         when = "" if admission.retry_at_us is None else f"; try again after {iso(admission.retry_at_us)}"
-        message = f"the {scope} circuit breaker refused a {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
+        message = f"the {scope} circuit breaker refused the {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
         if scope == "global" and self._breaker.probe == self.attempt_id:
             self._store.commit(self._void())
         mark = self._mark(ENDED, "reset.refused", "refused", message)
@@ -257,19 +269,20 @@ class ResetTransaction:
             except Exception as error:
                 message = f"operation {name!r} on {self.user!r} raised {type(error).__name__}: {error}"
                 raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id) from error
-            self._validate(name, candidate)
+            self._validate(name, candidate, self._known())
             ok = True
         finally:
             self._operations.append(Operation(audit.plain(name), clock.monotonic_us() - began_us, ok))
         self._guard.fire("validate")
-        self.state = candidate
+        self.violations = ()
+        self._state = candidate
         return candidate
 
-    def _validate(self, name: str, candidate: Any) -> None:
+    def _validate(self, name: str, candidate: Any, known: Any) -> None:
         if not self._store.estimator.is_state(candidate):
             message = f"operation {name!r} on {self.user!r} returned a {type(candidate).__name__}, not a state"
             raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id)
-        violations = self._store.validator.validate(candidate, self.now.wall_us, self._known())
+        violations = self._store.validator.validate(candidate, self.now.wall_us, known)
         if violations:
             self.violations = violations
             message = f"operation {name!r} on {self.user!r} made an invalid state: " + "; ".join(map(str, violations[:3]))
@@ -305,6 +318,11 @@ class ResetTransaction:
         self._dispositions.append((key, kept, QUARANTINED, reason))
 
     @property
+    def event_us(self) -> int:
+        """The instant of the event that the attempt stands for, in microseconds since 1970 UTC."""
+        return self._event_us
+
+    @property
     def at_us(self) -> int:
         """The instant of the newest checkpoint's state, in microseconds since 1970 UTC."""
         return self._store.estimator.at_us(self.state)
@@ -317,6 +335,7 @@ class ResetTransaction:
         when that cannot be told: `manager.inspect(attempt_id)` settles it.
         """
         self._guard.check("commit")
+        self._validate("the whole", self.state, None)
         deltas = self._store.estimator.deltas(self.before, self.state)
         if self.attempt.dry_run:
             self._guard.fire("roll_back")
@@ -357,12 +376,15 @@ class ResetTransaction:
             error.user, error.attempt_id = self.user, self.attempt_id
             self._leave_mark("reset.interrupted", "interrupted", error)
             return
+        if isinstance(error, ResetError):
+            error.user, error.attempt_id = self.user, self.attempt_id
         if not isinstance(error, Exception) and self._store.inspect(self.attempt_id) is not None:
             self._in_doubt = True
             message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"
             raise CommitInDoubt(message, user=self.user, attempt_id=self.attempt_id) from error
         self._leave_mark("reset.rolled_back", "rolled_back", error)
         self._guard.fire("roll_back")
+        self._finished("rolled_back", None, None, str(error))
 
     def _rolled_back(self, outcome: str, error: BaseException) -> None:
         self._release()
@@ -435,6 +457,8 @@ class ResetTransaction:
         entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=text)
         event = self._event(result)
         if self._batch is not None:
+            if self._slot is not None:
+                self._store.marks.state(self._slot, WAITING)  # a death from now on is not the mutation's
             self._batch.entries.append(entry)
             self._batch.add_event(event)
             self._batch.after.append(self._release)
@@ -442,8 +466,8 @@ class ResetTransaction:
         else:
             draft = self._store.draft()
             draft.entries.append(entry)
-            draft.add_event(event)
             try:
+                draft.add_event(event)
                 self._store.commit(draft)
             except ResetError as trouble:
                 self._leave_mark(f"reset.{outcome}", outcome, error or trouble)
@@ -502,11 +526,3 @@ class ResetTransaction:
                             actor=a.actor, operations=tuple(self._operations), violations=self.violations, error=error,
                             delta_x=x, delta_P=p, details=self.details)
         return Entry(public, personal, context)
-
-
-def require_state(tx: ResetTransaction) -> Any:
-    """The before-image, for operations that need one; raises UserUnknown where nothing is stored."""
-    if tx.before is None:
-        message = f"nothing is stored for {tx.user!r}: give a measurement to start from"
-        raise UserUnknown(message, user=tx.user, attempt_id=tx.attempt_id)
-    return tx.before

@@ -76,7 +76,8 @@ def layout_rows(
 ) -> Iterator[Row]:
     """The rows of the records after the first `skip`; never raises for what a record holds."""
     user_at, time_at, weight_at, kind_at = layout.user, layout.time, layout.weight, layout.kind
-    unit_at, source_at, width = layout.unit, layout.source, layout.width
+    unit_at, source_at = layout.unit, layout.source
+    width = max(layout.width, 1 + max(user_at, time_at, weight_at, kind_at, unit_at, source_at))
     declared_user, default_source = options.user or "", layout.default_source
     default_unit = layout.written_unit or options.unit or layout.usual_unit
     to_kg = kilograms_with_comma if layout.delimiter == ";" else kilograms

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Final, Self
 
 from statemachine.clock import from_us
+from statemachine.errors import StoreUnavailable
 from statemachine.ingest.rows import Row
 from statemachine.state import Measurement
 
@@ -51,6 +52,13 @@ class OrderedRows:
                 self._spill()
 
     def _spill(self) -> None:
+        try:
+            self._insert()
+        except sqlite3.Error as error:
+            message = f"{self._count} rows cannot be sorted in the directory for temporary files: {error}; make room there"
+            raise StoreUnavailable(message) from error
+
+    def _insert(self) -> None:
         if self._database is None:
             self._database = sqlite3.connect("", isolation_level=None)
             for setting in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE", f"cache_size = -{CACHE_KIB}"):

@@ -129,7 +129,7 @@ class Store:
         clock, ids = clock or SystemClock(), ids or SystemIds()
         if durability not in DURABILITIES:
             message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
-            raise StoreUnavailable(message)
+            raise InvalidInput(message)
         if _must_create(directory):
             door.create(directory, _first_records(estimator, clock, ids), opener)
         engine = Engine(

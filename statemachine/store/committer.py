@@ -237,7 +237,7 @@ class Committer:
 
     def _answer(self, error: BaseException) -> BaseException:
         if isinstance(error, lmdb.Error):
-            found: BaseException = translated(error, f"writing the store {self.engine.path}")
+            found: BaseException = translated(error, "writing", self.engine.path)
         elif isinstance(error, OSError):
             kind = StoreFull if error.errno in FULL else StoreUnavailable
             found = kind(f"writing the store {self.engine.path}: {error}")
@@ -254,7 +254,10 @@ class Committer:
         except ResetError:
             self.engine.reopen()
             stored = self.engine.get(key)
-        return stored is not None and int.from_bytes(codec.unseal(key, stored), "big") >= number
+        if stored is None:
+            message = f"owner {self.owner} of {self.engine.path} was fenced, or has closed the store, at its last commit"
+            raise StoreUnavailable(message)
+        return int.from_bytes(codec.unseal(key, stored), "big") >= number
 
 
 def _judged(txn: lmdb.Transaction[bytes], draft: Draft) -> tuple[MissReason | None, dict[bytes, Breaker]]:

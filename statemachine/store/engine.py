@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import threading
@@ -28,6 +29,8 @@ OWNERS: Final = "owners"
 SCAN_ROWS: Final = 1_000
 LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
+ROOM_BYTES_MIN: Final = 1 << 22
+"""With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
 _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
@@ -42,16 +45,24 @@ OPENER: Final[Opener] = lmdb.open
 os.register_at_fork(before=_OPEN_GUARD.acquire, after_in_parent=_OPEN_GUARD.release, after_in_child=_OPEN_GUARD.release)
 
 
-def translated(error: lmdb.Error, doing: str) -> ResetError:
-    """The error of our own tree that stands for one of LMDB's."""
-    text = f"{doing}: {error}"
-    if isinstance(error, lmdb.MapFullError) or getattr(error, "code", 0) in FULL:
+def translated(error: lmdb.Error, doing: str, path: Path) -> ResetError:
+    """The error of our own tree that stands for one of LMDB's about the store at `path`."""
+    text, code = f"{doing} the store {path}: {error}", getattr(error, "code", 0)
+    if isinstance(error, lmdb.MapFullError) or code in FULL or (code == errno.EIO and _is_full(path)):
         return StoreFull(f"{text}; free some space, then try again: nothing was lost")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return StoreForeign(f"{text}; this is not a resetguard store, or of another format")
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError):
         return StoreCorrupt(f"{text}; restore the store from a backup")
     return StoreUnavailable(text)
+
+
+def _is_full(path: Path) -> bool:
+    """Whether an I/O error may be a full disk: LMDB calls a write that the last free blocks cut short an I/O error."""
+    try:
+        return shutil.disk_usage(path.parent).free < ROOM_BYTES_MIN
+    except OSError:
+        return False
 
 
 def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> None:
@@ -67,7 +78,8 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
             raise StoreUnavailable(message)
     aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path.parent)
+        _clear_leftovers(path)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(mode=0o700)
         env = opener(str(aside), map_size=1 << 24, subdir=True, mode=0o600, max_dbs=0, lib_version=LMDB_MAJOR)
@@ -83,7 +95,7 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
         aside.rename(path)
         _fsync(path.parent)
     except lmdb.Error as error:
-        raise translated(error, f"creating the store {path}") from error
+        raise translated(error, "creating", path) from error
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (path / DATA).exists():
             return
@@ -94,6 +106,32 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
         raise StoreUnavailable(message) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_parents(directory: Path) -> None:
+    """Make the directories that are missing, each durable in the one above it."""
+    missing = [p for p in (directory, *directory.parents) if not p.exists()]
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        _fsync(made.parent)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what creations cut off by the death of their process left beside `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
+        process = left.name.rsplit("-", 2)[1]
+        if process.isdigit() and not _lives(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _fsync(path: Path) -> None:
@@ -127,7 +165,7 @@ class Engine:
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
         except lmdb.Error as error:
             self._release()
-            raise translated(error, f"opening the store {path}") from error
+            raise translated(error, "opening", path) from error
         except OSError as error:
             self._release()
             message = f"opening the store {path}: {error}"
@@ -201,7 +239,7 @@ class Engine:
             with self._begin_reading() as txn:
                 yield txn
         except lmdb.Error as error:
-            raise translated(error, f"reading the store {self.path}") from error
+            raise translated(error, "reading", self.path) from error
         finally:
             self._leave()
 
@@ -314,7 +352,7 @@ class Engine:
             except lmdb.MapFullError:
                 self.grow()
             except lmdb.Error as error:
-                raise translated(error, f"writing the store {self.path}") from error
+                raise translated(error, "writing", self.path) from error
             else:
                 return
 

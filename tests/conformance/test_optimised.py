@@ -119,7 +119,7 @@ def contracts(store, manager):
             raise KeyError("mine")
     must(KeyError, leaves)
     must(StoreUnavailable, Store.open, store.path)
-    must(StoreUnavailable, Store.open, store.path, durability="hope")
+    must(InvalidInput, Store.open, store.path, durability="hope")
 
 def refusals(store):
     strict = ResetManager(store, breaker=BreakerPolicy(failures_max=1))

@@ -30,9 +30,12 @@ def heard():
 """
 
 
-def started(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """A running program, its input and output piped; whoever starts it waits for it with `answer` or kills it."""
-    command = [sys.executable, "-c", PRELUDE + textwrap.dedent(program), *map(str, arguments)]
+def started(program: str, *arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A running program, its input and output piped; whoever starts it waits for it with `answer` or kills it.
+
+    `by` is the command that starts it, where it is not started directly.
+    """
+    command = [*by, sys.executable, "-c", PRELUDE + textwrap.dedent(program), *map(str, arguments)]
     pipe: Any = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
@@ -54,6 +57,6 @@ def answer(child: subprocess.Popen[str], told: str = "", code: int = 0) -> str:
     return said.strip()
 
 
-def ran(program: str, *arguments: object, code: int = 0) -> str:
+def ran(program: str, *arguments: object, by: tuple[str, ...] = ()) -> str:
     """What a program says, run to its end."""
-    return answer(started(program, *arguments), code=code)
+    return answer(started(program, *arguments, by=by))

@@ -88,6 +88,16 @@ def test_every_pair_moves_alike_or_is_refused_alike(phase: Phase, trigger: str) 
             assert str(refused.value) == f"cannot {trigger} in phase {phase.value}; allowed there: {', '.join(allowed(phase))}"
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_live_attempt_fires_the_machine_itself(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user hangs on the machine is called by live attempts, and costs the others nothing."""
+    called: list[str] = []
+    (transition,) = MACHINE.events["snapshot"].transitions["IDLE"]
+    monkeypatch.setattr(transition, "before", [lambda: called.append("before")])
+    assert Guard(live=live).fire("snapshot") is Phase.SNAPSHOTTED
+    assert called == ["before"] * live
+
+
 @given(st.lists(st.sampled_from(TRIGGERS), max_size=30))
 def test_any_walk_is_the_same_walk(walk: list[str]) -> None:
     """Whatever is fired in whatever order, table and machine stay in one phase and refuse the same triggers."""

@@ -467,6 +467,24 @@ def test_a_batch_that_misses_is_taken_one_by_one(bench: Bench) -> None:
     assert bench.statuses[-1] == "accepted"
 
 
+def test_two_runs_of_one_source_at_once_count_each_row_once(bench: Bench) -> None:
+    """The slower run finds its rows consumed: they are known, nothing is counted twice, and it goes on with what is new."""
+    rows = [weighed("u", day, 80.0) for day in range(3)]
+    fast, slow = bench.intake(SOURCE), bench.intake(SOURCE)
+    feed(slow, *rows)
+    feed(fast, *rows)
+    fast.flush()
+    slow.flush()
+    feed(slow, weighed("u", 3, 80.0), first=3)
+    slow.flush()
+    assert bench.statuses == ["accepted"] * 4
+    assert (fast.known, slow.known) == ([0], [3])
+    cursor = bench.store.cursor(SOURCE)
+    assert cursor is not None
+    assert (cursor.consumed, cursor.totals) == (4, {"accepted": 4, "read": 4})
+    assert bench.store.version_range("u") == (1, 4)
+
+
 def test_a_reset_by_hand_during_a_batch_is_kept(bench: Bench) -> None:
     """The batch is taken anew from the state that the operator made."""
     bench.settle()
@@ -536,6 +554,25 @@ def test_a_reset_during_probation_keeps_the_pin(bench: Bench) -> None:
     bench.take(weighed("u", 54, 88.5, "questionnaire"))
     assert (pin(bench), probation(bench)) == (8, ("manual-entry", 0))
     assert bench.store.version_range("u")[1] == 11
+
+
+def test_a_restore_ends_probation_and_drops_the_pin(bench: Bench) -> None:
+    """An operator's word: what stood before the doubtful reset is no longer what the next surprises are measured by."""
+    bench.settle()
+    bench.take(weighed("u", 45, 82.0))
+    assert pin(bench) == 8
+    bench.manager.restore("u", to_version=8, **BY)
+    assert (pin(bench), probation(bench)) == (None, None)
+
+
+def test_an_accepted_one_does_not_end_the_run_during_probation(bench: Bench) -> None:
+    """Two scales, one of them wrong: the wrong one's readings fit the wrong reset, and the right ones still add up."""
+    bench.settle()
+    outcomes = bench.take(*(weighed("u", day, kg) for day, kg in (
+        (45.0, 93.0), (46.0, 80.2), (47.0, 93.1), (48.0, 80.3), (49.0, 80.1))))
+    assert [o.status for o in outcomes] == ["accepted", "quarantined", "accepted", "quarantined", "accepted"]
+    assert [o.reset.kind for o in outcomes if o.reset] == ["gap", "revocation"]
+    assert {kept.value for kept in bench.store.quarantine("u")} == {"93.0", "93.1"}
 
 
 def test_a_revocation_is_audited_with_its_transfers(bench: Bench) -> None:

@@ -323,7 +323,7 @@ def test_an_outcome_that_could_not_be_written_is_written_later(tmp_path: Path) -
     fill(path, "ann", [80.0])
 
     def ill(_: Commit) -> None:
-        raise lmdb.DiskError("ill")
+        raise lmdb.Error("ill")
 
     with working(path, opener=disk) as (store, manager, processor):
         disk.commit = ill
@@ -380,7 +380,7 @@ def test_a_settlement_that_fails_leaves_everything_to_the_next_opening(tmp_path:
         nonlocal calls
         calls += 1
         if calls % 2 == 0:  # the first of an opening registers its owner, the second settles
-            raise lmdb.DiskError("ill")
+            raise lmdb.Error("ill")
         real()
 
     disk.commit = second_commit_fails

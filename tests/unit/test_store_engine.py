@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ import pytest
 
 from statemachine import (
     BodyWeight,
+    InvalidInput,
     Processor,
     ResetManager,
     Store,
@@ -81,7 +83,7 @@ class Steps:
         return step
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "ill"), OSError(errno.ENOSPC, "no room"), lmdb.DiskError("ill")])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "ill"), OSError(errno.ENOSPC, "no room"), lmdb.Error("ill")])
 def test_creation_that_fails_at_any_step_leaves_no_store_or_a_whole_one(tmp_path: Path, error: Exception) -> None:
     """Each step fails in turn: a typed error, no leftovers, and the next opening makes or finds a working store."""
     witnessed, kind = set(), StoreFull if getattr(error, "errno", 0) == errno.ENOSPC else StoreUnavailable
@@ -352,7 +354,7 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path, below: str) -> None:
 
 def test_an_unknown_durability_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     """A misspelt mode names those there are, and makes no store."""
-    with pytest.raises(StoreUnavailable, match="each, group, process"):
+    with pytest.raises(InvalidInput, match="each, group, process"):
         Store.open(tmp_path / "store", durability="eachh")  # type: ignore[arg-type]
     assert not (tmp_path / "store").exists()
 
@@ -610,6 +612,51 @@ def test_a_full_disk_loses_nothing_and_the_store_works_again(tmp_path: Path) -> 
         assert outcomes.count("committed") == len(stored)
         assert sorted(set(outcomes)) == ["committed", "conflicted"], "each attempt that found no room has its own outcome"
         assert len({row.public.attempt_id for row in store.audit()}) == len(outcomes)
+
+
+def test_a_disk_that_is_really_full_is_store_full(tmp_path: Path) -> None:
+    """On a file system of eight megabytes: StoreFull at each try, also to open; with space again all of it works."""
+    namespace = ("unshare", "--user", "--map-root-user", "--mount")
+    if subprocess.run([*namespace, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True, check=False).returncode:
+        pytest.skip("SKIPPED FULL DISK: no file system can be mounted in a namespace of its own here")
+    told = ran("""
+        import subprocess
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=True)
+        store = opened(path / "store")
+        processor = Processor(ResetManager(store))
+        processor.process(weighed("u000", 0, 80.0))
+        (path / "ballast").write_bytes(bytes(5_800_000))
+        stored, kinds, number = ["u000"], [], 0
+        while len(kinds) < 5:
+            number += 1
+            try:
+                processor.process_batch([weighed(f"u{number:03d}", 0, 80.0)])
+                stored.append(f"u{number:03d}")
+            except StoreFull as error:
+                kinds.append(type(error).__name__)
+                assert [user for user in store.users() if store.load(user)] == stored
+        assert len(stored) > 2
+        store.close()  # which gives the space of its marks back
+        try:
+            with (path / "more").open("wb", buffering=0) as more:
+                while True:
+                    more.write(bytes(4_096))
+        except OSError:
+            pass
+        for _ in range(2):
+            try:
+                opened(path / "store")
+            except StoreFull as error:
+                kinds.append(type(error).__name__)
+        for ballast in ("ballast", "more"):
+            (path / ballast).unlink()
+        with working(path / "store") as (store, _, processor):
+            assert processor.process(weighed("zoe", 0, 80.0)).status == "accepted"
+            assert [user for user in store.users() if store.load(user)] == [*stored, "zoe"]
+            assert store.verify_audit().problem == ""
+            say(*kinds)
+    """, tmp_path, by=namespace)
+    assert told.split() == ["StoreFull"] * 7
 
 
 @pytest.mark.parametrize(("number", "kind"), [

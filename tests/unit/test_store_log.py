@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -176,11 +177,16 @@ def test_a_reset_at_a_keyframe_number_stays_an_image(written: Written) -> None:
     written.assert_readable()
 
 
+def moved(turn: int, state: Any) -> Any:
+    """What no replay could decide anew: a caller's own change."""
+    return state.replace(x0=80.0 + turn / 7, P=[[1.0 + turn / 3, 0.01], [0.01, 0.02]])
+
+
 def test_every_version_reads_back_bit_for_bit(written: Written) -> None:
     """Lambdas, kinds, restores and measurements in any order: each version folds to the bytes that stood at the head."""
     written.measure(20)
     for turn in range(12):
-        written.reset(lambda s, turn=turn: s.replace(x0=80.0 + turn / 7, P=[[1.0 + turn / 3, 0.01], [0.01, 0.02]]))
+        written.reset(partial(moved, turn))
         written.measure(turn * 3)
         if turn % 3 == 0:
             written.reset()
@@ -337,8 +343,15 @@ def populate(path: Path) -> None:
 def identity_key(path: Path) -> bytes:
     """The identity of the user's held measurement."""
     with opened(path) as store:
-        prefix = keys.identities(b"u")
-        return [key for key, _ in store.engine.scan(prefix, keys.after(prefix))][-1]
+        return held_key(store)
+
+
+def unreadable_key(path: Path) -> bytes:
+    """The row that was no measurement."""
+    with opened(path) as store:
+        found = store.engine.first(keys.UNREADABLE, keys.after(keys.UNREADABLE))
+        assert found is not None
+        return found[0]
 
 
 class Kind(NamedTuple):
@@ -359,11 +372,11 @@ def reset(store: Store) -> object:
     return ResetManager(store).perform_reset("u", **BY)
 
 
-def stored_twice(store: Store) -> object:
-    return store.draft().identity(identity_of(store))
+def seen_again(store: Store) -> object:
+    return store.draft().identity(held_key(store))
 
 
-def identity_of(store: Store) -> bytes:
+def held_key(store: Store) -> bytes:
     prefix = keys.identities(b"u")
     return [key for key, _ in store.engine.scan(prefix, keys.after(prefix))][-1]
 
@@ -384,11 +397,11 @@ KINDS: Final = (
         lambda s: s.load("u", EVERY + 2), lambda s: list(s.history("u")))),
     Kind("first image", lambda _: keys.version(b"u", 1), (
         lambda s: s.load("u", 1), lambda s: s.load("u", 2), lambda s: s.load("u", EVERY - 1))),
-    Kind("identity", identity_key, (lambda s: list(s.quarantine("u")), stored_twice)),
+    Kind("identity", identity_key, (lambda s: list(s.quarantine("u")), seen_again)),
     Kind("pin", lambda _: keys.pin(b"u"), (lambda s: s.draft().pin(b"u"),)),
     Kind("aside", lambda _: keys.aside(b"u"), (
         lambda s: s.kept_count("u"), lambda s: list(s.quarantine("u")), lambda s: s.draft().aside(b"u"))),
-    Kind("unreadable", lambda _: keys.unreadable(1, 0)[:-8] + (0).to_bytes(8, "big"), (lambda s: list(s.quarantine()),)),
+    Kind("unreadable", unreadable_key, (lambda s: list(s.quarantine()),)),
     Kind("cursor", lambda _: keys.cursor(SOURCE), (
         lambda s: s.cursor(SOURCE), lambda s: Processor(ResetManager(s)).intake([(SOURCE, "a file")], lambda *_: None))),
     Kind("audit", lambda _: keys.audit(2), (
@@ -427,11 +440,7 @@ def damaged(path: Path, key: bytes, change: Callable[[bytes], bytes]) -> None:
 def test_a_damaged_record_is_never_taken_for_data(store_path: Path, kind: Kind) -> None:
     """Whichever byte of a record changes, whatever reads it raises StoreCorrupt; mended, all of it answers again."""
     path = store_path
-    if kind.name == "unreadable":
-        with opened(path) as store:
-            key = next(iter(store.engine.scan(keys.UNREADABLE, keys.after(keys.UNREADABLE))))[0]
-    else:
-        key = kind.key(path)
+    key = kind.key(path)
     with raw(path) as txn:
         whole = bytes(txn.get(key) or b"")
     assert whole

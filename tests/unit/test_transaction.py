@@ -296,7 +296,7 @@ def test_a_reason_and_an_actor_are_needed(bench: Bench, part: str, text: str) ->
         lambda: bench.manager.perform_reset("u", **told), lambda: bench.manager.transaction("u", **told),
         lambda: bench.manager.restore("u", to_version=1, **told),
     ):
-        with pytest.raises(InvalidInput, match=f"a {part} of 1 to 500 bytes"):
+        with pytest.raises(InvalidInput, match=f"the {part} must have 1 to 500 bytes"):
             call()
     assert content(bench.store) == before
     assert bench.manager.perform_reset("u", **{**BY, part: "x" * 500}).version == 4
@@ -432,6 +432,27 @@ def test_after_the_cooldown_one_of_two_threads_probes(bench: Bench) -> None:
     assert (len(ran), refusals) == (1, ["probing"])
     assert bench.breaker().mode == "closed", "the probe's success closes it"
     assert bench.manager.perform_reset("u", **BY).version == 5
+
+
+def test_of_two_that_may_probe_the_faster_one_does(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have read the breaker before either has taken the slot: the second finds it taken, and runs nothing."""
+    bench.fail(3)
+    bench.clock.advance(COOLED_S)
+    slow, fast = (bench.manager.transaction("u", **BY) for _ in range(2))
+    commit, faster = bench.store.commit, iter([fast.begin])
+
+    def after_the_other(draft: Draft) -> list[Row]:
+        for begin in faster:
+            begin()
+        return commit(draft)
+
+    monkeypatch.setattr(bench.store, "commit", after_the_other)
+    with pytest.raises(BreakerOpen) as refused:
+        slow.begin()
+    assert (refused.value.reason, slow.phase, bench.breaker().probe) == ("probing", Phase.BREAKER_OPEN, fast.attempt_id)
+    fast.apply("widen", widen)
+    assert fast.commit().version == 4
+    assert bench.breaker().mode == "closed"
 
 
 def test_a_failed_probe_opens_for_longer(bench: Bench) -> None:
