@@ -8,6 +8,7 @@ another key, user or version than its own does not verify.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -82,7 +83,12 @@ def unpack(kind: type[T], content: bytes) -> T:
 
 def encode_step(reading: Reading, kernel: int) -> bytes:
     """A step of the log: kind, kernel, instant, effective R and the values; 26 bytes for body weight."""
-    return _STEP.pack(STEP, kernel, reading.at_us, reading.r) + struct.pack(f"<{len(reading.values)}d", *reading.values)
+    return _step_of(len(reading.values)).pack(STEP, kernel, reading.at_us, reading.r, *reading.values)
+
+
+@lru_cache(maxsize=100)
+def _step_of(values: int) -> struct.Struct:
+    return struct.Struct(f"{_STEP.format}{values}d")
 
 
 def decode_step(content: bytes) -> tuple[Reading, int]:

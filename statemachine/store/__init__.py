@@ -68,8 +68,8 @@ class StoreLimits(msgspec.Struct, frozen=True):
     map_bytes_max: int = 1 << 40
     writer_wait_s_max: float = 30.0
     group_drafts_max: int = 256
-    group_measurements_max: int = 8_192
-    group_delay_ms: int = 500
+    group_measurements_max: int = 16_384
+    group_delay_ms: int = 2_000
     versions_max: int = log.VERSIONS_MAX
 
 

@@ -295,7 +295,8 @@ def _second_outcome(txn: lmdb.Transaction[bytes], entries: list[Entry]) -> Invar
 
 
 def _put_all(txn: lmdb.Transaction[bytes], puts: dict[bytes, bytes | None]) -> None:
-    for key, value in sorted(puts.items()):  # neighbours in the tree one after the other
+    for key in sorted(puts):  # neighbours in the tree one after the other
+        value = puts[key]
         if value is None:
             txn.delete(key)
         else:
