@@ -48,11 +48,7 @@ def recover(context: Context, user: str, at_us: int) -> Recovered | None:
     """
     store, key = context.store, user_key(user)
     draft = store.draft()
-    try:
-        draft.head(key)
-    except StoreCorrupt:
-        pass
-    else:
+    if _head_reads(draft, key):
         return None
     damaged = draft.expect(keys.head(key))
     newest = newest_version(store.engine, key)
@@ -70,6 +66,14 @@ def recover(context: Context, user: str, at_us: int) -> Recovered | None:
     draft.entries.append(Entry(public, Personal(user=user, at_us=at_us, trigger="the head could not be read", details=details)))
     store.commit(draft)
     return Recovered(user, good.version, version, left_out)
+
+
+def _head_reads(draft: Draft, key: bytes) -> bool:
+    try:
+        draft.head(key)
+    except StoreCorrupt:
+        return False
+    return True
 
 
 def _replace_head(  # noqa: PLR0913 - what the new head is made of

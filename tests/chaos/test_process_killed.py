@@ -44,7 +44,7 @@ def command(source: Path, store: Path) -> list[str]:
     return [sys.executable, "-m", "statemachine.cli", "process", str(source), "--store", str(store), "--json"]
 
 
-def compare_killed_with_whole(tmp_path: Path, *, rows: int, users: int, kills: int, seed: int) -> None:
+def check_killed_against_whole(tmp_path: Path, *, rows: int, users: int, kills: int, seed: int) -> None:
     """Kill `kills` running processes, run once more to the end, and compare all that is stored, decoded."""
     source = tmp_path / "rows.csv"
     write_rows(source, rows, users, seed)
@@ -82,13 +82,13 @@ def compare_killed_with_whole(tmp_path: Path, *, rows: int, users: int, kills: i
 
 def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
     """Twelve thousand rows of 300 users, killed four times: the stores end equal, apart from ids and wall-clock fields."""
-    compare_killed_with_whole(tmp_path, rows=12_000, users=300, kills=4, seed=1)
+    check_killed_against_whole(tmp_path, rows=12_000, users=300, kills=4, seed=1)
 
 
 @pytest.mark.slow
 def test_twenty_kills_of_two_hundred_thousand_rows(tmp_path: Path) -> None:
     """Two hundred thousand rows of 2,000 users, killed twenty times: the stores end equal."""
-    compare_killed_with_whole(tmp_path, rows=200_000, users=2_000, kills=20, seed=2)
+    check_killed_against_whole(tmp_path, rows=200_000, users=2_000, kills=20, seed=2)
 
 
 def test_a_signal_stops_at_a_commit_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -367,7 +367,7 @@ def test_a_second_opening_in_one_process_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(path)
     with working(path) as (store, _, processor):
         for again in (path, tmp_path / "link"):
-            with pytest.raises(StoreUnavailable, match="already open in this process"):
+            with pytest.raises(StoreUnavailable, match="share that Store object between threads"):
                 opened(again)
         assert processor.process(weighed("u", 0, 80.0)).status == "accepted"
         assert store.version_range("u") == (1, 1)
@@ -394,8 +394,11 @@ def test_a_forked_child_is_refused_and_its_parent_goes_on(tmp_path: Path) -> Non
                         assert "fork" in str(error), error
                     else:
                         os._exit(1)
+                other = os.open("/dev/null", os.O_RDONLY)  # takes the number of a file that the store had open
                 store.close()
                 store.close()
+                store.engine.close()
+                os.fstat(other)
                 os._exit(0)
             say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), store.marks.path.exists())
             transaction.apply("move", lambda s: s.replace(x0=81.0))
@@ -498,6 +501,37 @@ def test_a_map_grows_under_readers_in_other_threads(tmp_path: Path) -> None:
         assert trouble == []
         assert min(loads) > 0
         assert store.engine.info()["map_size"] > SMALL.map_bytes
+
+
+def test_the_map_is_not_exchanged_under_a_reader(tmp_path: Path) -> None:
+    """Growth waits for the transaction that another thread is reading in; LMDB would take the ground from under it."""
+    with working(tmp_path / "store", limits=SMALL) as (store, _, processor):
+        processor.process(weighed("u", 0, 80.0))
+        inside, go, grown = threading.Event(), threading.Event(), threading.Event()
+        read: list[bytes | None] = []
+
+        def reader() -> None:
+            with store.engine.reading() as txn:
+                inside.set()
+                go.wait(20.0)
+                read.append(txn.get(keys.head(b"u")))
+
+        def grower() -> None:
+            with store.engine.turn():
+                store.engine.grow()
+            grown.set()
+
+        threads = [threading.Thread(target=reader), threading.Thread(target=grower)]
+        threads[0].start()
+        assert inside.wait(20.0)
+        threads[1].start()
+        assert not grown.wait(0.2)
+        go.set()
+        assert grown.wait(20.0)
+        for thread in threads:
+            thread.join()
+        assert read == [store.engine.get(keys.head(b"u"))]
+        assert store.engine.info()["map_size"] == 2 * SMALL.map_bytes
 
 
 @pytest.mark.parametrize("first", ["read", "write"])
@@ -624,14 +658,15 @@ def test_a_disk_that_is_really_full_is_store_full(tmp_path: Path) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=True)
         store = opened(path / "store")
         processor = Processor(ResetManager(store))
-        processor.process(weighed("u000", 0, 80.0))
+        processor.process(weighed("ann", 0, 80.0))
         (path / "ballast").write_bytes(bytes(5_800_000))
-        stored, kinds, number = ["u000"], [], 0
+        stored, kinds, number = ["ann"], [], 0
         while len(kinds) < 5:
             number += 1
             try:
-                processor.process_batch([weighed(f"u{number:03d}", 0, 80.0)])
-                stored.append(f"u{number:03d}")
+                users = [f"u{number:02d}{other:02d}" for other in range(40)]
+                processor.process_batch(weighed(user, 0, 80.0) for user in users)  # in writes of several pages
+                stored += users
             except StoreFull as error:
                 kinds.append(type(error).__name__)
                 assert [user for user in store.users() if store.load(user)] == stored
