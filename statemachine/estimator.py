@@ -124,6 +124,7 @@ class BodyWeight:
         self.sources = dict(sources)
         self.rules = body_weight_rules(self.limits)
         self._multiplier: dict[str, float] = {}
+        self._last: tuple[EstimatorState, Reading, kalman.Prediction] | None = None
 
     def encode(self, state: EstimatorState) -> bytes:
         """msgpack of the four parts, the buffer packed as little-endian (int64 us, float64 kg) pairs."""
@@ -172,7 +173,7 @@ class BodyWeight:
         """Predict to the reading's instant and update with it; the buffer and the adaptation move on by one."""
         k, a = state.kalman, state.adaptation
         z = reading.values[0]
-        x0, x1, p00, p01, p11 = kalman.update(kalman.predict(k, a, reading.at_us, reading.r), z)
+        x0, x1, p00, p01, p11 = kalman.update(self._prediction(state, reading), z)
         return EstimatorState(
             Kalman(x0, x1, p00, p01, p01, p11, k.q0, k.q1, k.r, reading.at_us, k.dt_days_max),
             (*state.buffer[1 - self.limits.buffer_readings_max:], (reading.at_us, z)),
@@ -183,7 +184,16 @@ class BodyWeight:
 
     def nis(self, state: EstimatorState, reading: Reading) -> float:
         """(z - H x)^2 / S at the reading's instant; chi-square of one degree of freedom when consistent."""
-        return kalman.nis(kalman.predict(state.kalman, state.adaptation, reading.at_us, reading.r), reading.values[0])
+        return kalman.nis(self._prediction(state, reading), reading.values[0])
+
+    def _prediction(self, state: EstimatorState, reading: Reading) -> kalman.Prediction:
+        """The prediction for a reading; the last one is kept, since a reading is judged and then taken in."""
+        last = self._last
+        if last is not None and last[0] is state and last[1] is reading:
+            return last[2]
+        prediction = kalman.predict(state.kalman, state.adaptation, reading.at_us, reading.r)
+        self._last = (state, reading, prediction)
+        return prediction
 
     def adapting(self, state: EstimatorState, at_us: int) -> bool:
         """Whether fewer than N measurements or D days have passed since the reset."""

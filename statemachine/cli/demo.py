@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,9 +16,9 @@ SAMPLE: Final = Path(__file__).parent / "sample.csv"
 HINTS: Final = (
     "",
     "Look around in it:",
-    "  resetguard users --store {store}",
-    "  resetguard audit list --store {store}",
-    "  resetguard quarantine list --store {store}",
+    "  {command} users --store {store}",
+    "  {command} audit list --store {store}",
+    "  {command} quarantine list --store {store}",
 )
 
 
@@ -35,4 +36,10 @@ def demo(
         run_and_tell(Job((str(SAMPLE),), store, Options(), "group", stream=False), json=json)
         if not json:
             for hint in HINTS:
-                console.OUT.print(hint.format(store=store), markup=False, soft_wrap=True)
+                console.OUT.print(hint.format(command=_typed(), store=store), markup=False, soft_wrap=True)
+
+
+def _typed() -> str:
+    """The command as it was called, so that a hint can be typed as it stands."""
+    called = sys.argv[0] if sys.argv else ""
+    return called if Path(called).name == "resetguard" else "resetguard"

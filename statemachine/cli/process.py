@@ -8,6 +8,7 @@ import queue
 import re
 import signal
 import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ class Tally:
 
 def alike(reason: str) -> str:
     """A reason without its own values, so that equal ones are counted together."""
-    return _NUMBER.sub("#", _QUOTED.sub("'...'", reason))[:REASON_CHARS_MAX]
+    return textwrap.shorten(_NUMBER.sub("#", _QUOTED.sub("'...'", reason)), REASON_CHARS_MAX, placeholder=" ...")
 
 
 class Stop:

@@ -1,4 +1,4 @@
-"""What a reader yields and what it is told: `Row`, `Options`, and the helpers that every reader shares."""
+"""What a reader yields and what it is told: `Row`, `Options`, and what every reader shares."""
 
 from __future__ import annotations
 

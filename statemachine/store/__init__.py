@@ -137,6 +137,7 @@ class Store:
             writer_wait_s_max=limits.writer_wait_s_max, clock=clock, opener=opener,
         )
         try:
+            engine.lengthen()
             meta = _checked_meta(engine, estimator)
             return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids)
         except BaseException:
@@ -154,6 +155,7 @@ class Store:
             if left is not None:
                 left.remove()
             try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)  # a backup may hold the data alone
                 marks = Marks(path)
             except OSError as error:
                 message = f"the file of marks {path} cannot be made: {error}"

@@ -7,7 +7,7 @@ the commit compares them with what is stored then, and applies all of the draft 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -63,7 +63,7 @@ class Draft:
         self.puts: dict[bytes, bytes | None] = {}
         self.entries: list[Entry] = []
         self.events: list[BreakerEvent] = []
-        self._heads: dict[bytes, tuple[Head, Callable[[], bytes]]] = {}
+        self._heads: dict[bytes, tuple[Head, Callable[[Any], bytes], Any]] = {}
         self.on_miss: Callable[[MissReason], Miss] | None = None
         self.after: list[Callable[[], None]] = []
         self.dropped: list[Callable[[], None]] = []
@@ -89,16 +89,16 @@ class Draft:
         """Whether there is anything to commit."""
         return bool(self.puts or self.entries or self.events)
 
-    def put_head(self, user: bytes, head: Head, encode: Callable[[], bytes]) -> None:
+    def put_head(self, user: bytes, head: Head, encode: Callable[[Any], bytes], state: Any) -> None:
         """Set the user's head; its state is encoded once, when the draft is sealed, however often it changes before."""
         key = keys.head(user)
-        self._heads[key] = (head, encode)
+        self._heads[key] = (head, encode, state)
         self.puts[key] = b""
 
     def seal(self) -> None:
         """Encode what was left for the end; the draft may be committed after it."""
-        for key, (head, encode) in self._heads.items():
-            self.put(key, codec.pack(msgspec.structs.replace(head, state=encode())))
+        for key, (head, encode, state) in self._heads.items():
+            self.put(key, codec.pack(msgspec.structs.replace(head, state=encode(state))))
         self._heads.clear()
 
     def get(self, key: bytes) -> bytes | None:
@@ -136,8 +136,8 @@ class Draft:
         """The user's head, expected to stand until the commit; raises StoreCorrupt when it cannot be read or is not the log's."""
         key = keys.head(user)
         if key in self._heads:
-            pending, encode = self._heads[key]
-            return msgspec.structs.replace(pending, state=encode())
+            pending, encode, state = self._heads[key]
+            return msgspec.structs.replace(pending, state=encode(state))
         prefix = keys.versions(user)
         stored, first = self._engine.get_with_first(key, prefix, keys.after(prefix))
         self.expected.setdefault(key, stored)

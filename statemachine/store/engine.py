@@ -174,6 +174,21 @@ class Engine:
             self._release()
             raise
 
+    def lengthen(self) -> None:
+        """Give a data file that was cut short the length that its meta page tells; call before any other read.
+
+        LMDB reads through a map, where a page that is not there kills the process.  Zeros are no page of LMDB's, so that
+        what was cut off is found damaged; a file whose last pages were never written, as LMDB may leave it, loses nothing.
+        """
+        data = self.path / DATA
+        wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        if data.stat().st_size >= wanted:
+            return
+        with self.turn():  # nobody is writing now
+            wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            if data.stat().st_size < wanted:
+                os.truncate(data, wanted)
+
     def _claim(self) -> tuple[int, int]:
         stat = (self.path / DATA).stat()
         key = (stat.st_dev, stat.st_ino)

@@ -63,7 +63,7 @@ def append(  # noqa: PLR0913 - the log's one door
             _demote(draft, keys.version(user, images[0]), first=images[0] <= first)
             images = images[1:]
     after = Head(version, b"", new.author, estimator.kernel, images, first, run_since_us, reset_us, rules, probation)
-    draft.put_head(user, after, lambda: estimator.encode(new.state))
+    draft.put_head(user, after, estimator.encode, new.state)
     return after
 
 

@@ -1,4 +1,4 @@
-"""The failures of FACTS.md, section 3, that were about what lies on the disk: 1-5, 7, 8, 17-19, 23, 24."""
+"""Those failures of an earlier system that were about what lies on the disk: 1-5, 7, 8, 17-19, 23, 24."""
 
 from __future__ import annotations
 

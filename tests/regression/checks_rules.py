@@ -1,4 +1,4 @@
-"""The failures of FACTS.md, section 3, that were about what is believed, refused and reported: 6, 9-16, 20-22, 25, 26."""
+"""Those failures of an earlier system that were about what is believed, refused and reported: 6, 9-16, 20-22, 25, 26."""
 
 from __future__ import annotations
 

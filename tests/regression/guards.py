@@ -1,4 +1,4 @@
-"""For each failure of FACTS.md, section 3: what the library does against it, and a patch that takes that out again.
+"""For each failure of an earlier system: what the library does against it, and a patch that takes that out again.
 
 `test_each_guard_matters` applies one patch and runs the failure's check, which must then fail: a check that still
 passes guards nothing.  A patch is the old system's way where that is known, else the plain absence of the guard.

@@ -105,7 +105,7 @@ def working(path: Path, **settings: Any) -> Iterator[tuple[Store, ResetManager, 
 
 
 def fill(path: Path, user: str, weights: list[float], first_day: float = 0.0) -> list[bytes]:
-    """Process daily readings in a session of its own; the stored states, version by version."""
+    """Process daily readings in an opening of its own; the stored states, version by version."""
     with working(path) as (store, _, processor):
         for day, kg in enumerate(weights):
             assert processor.process(weighed(user, first_day + day, kg)).status == "accepted"

@@ -1,4 +1,4 @@
-"""The 26 failures of an earlier system (FACTS.md, section 3), each as the right behaviour; and proof that each test bites."""
+"""The 26 failures of an earlier system, each as the right behaviour; and proof that each test bites."""
 
 from __future__ import annotations
 

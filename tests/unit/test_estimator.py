@@ -21,7 +21,7 @@ from statemachine.validation import StateValidator
 
 T: Final = to_us(datetime(2026, 1, 5, 7, tzinfo=UTC))
 R: Final = 0.15
-# FACTS.md section 1, written down once more: variance, level, trend, observation, measurements, days, rate.
+# The figures of the kinds, written down once more: variance, level, trend, observation, measurements, days, rate.
 FIGURES: Final = {
     "initial": (10.0, 50.0, 500.0, 0.3, 20, 21.0, 1.5),
     "gap": (5.0, 20.0, 200.0, 0.5, 10, 7.0, 2.5),
@@ -54,7 +54,7 @@ def settled(days: int = 12) -> EstimatorState:
 # Operations.
 
 
-def test_the_figures_are_those_of_the_facts() -> None:
+def test_the_figures_are_those_that_were_chosen() -> None:
     assert {kind: msgspec.structs.astuple(how) for kind, how in KINDS.items()} == FIGURES
 
 
@@ -187,7 +187,7 @@ def test_a_source_has_its_multiplier_and_an_unknown_one_has_none(source: str, mu
     assert BODY_WEIGHT.reading(Measurement("u", from_us(T), 80.0, source)) == Reading(T, (80.0,), 0.15 * multiplier)
 
 
-def test_the_multipliers_are_those_of_the_facts() -> None:
+def test_the_multipliers_are_those_that_were_chosen() -> None:
     groups = {0.5: "care team", 0.7: "patient upload", 0.8: "questionnaire", 1.0: "device", 1.5: "connected health",
               3.0: "glucose meter"}
     assert {SOURCE_MULTIPLIERS[name]: name for name in groups.values()} == groups

@@ -31,7 +31,7 @@ from tests.regression.scene import BY, broken, weighed
 
 TRIGGERS = [trigger for trigger, _, _ in TABLE]
 PAIRS = list(product(Phase, [*TRIGGERS, "explode", "to_idle", ""]))
-# As ARCHITECTURE.md and DESIGN.md draw it, written down once more by hand.
+# As ARCHITECTURE.md draws it, written down once more by hand.
 DRAWN = {
     ("idle", "snapshot"): "snapshotted", ("idle", "refuse"): "breaker-open",
     ("snapshotted", "mutate"): "mutating", ("snapshotted", "roll_back"): "rolledback",
