@@ -37,7 +37,7 @@ class BreakerPolicy(msgspec.Struct, frozen=True):
     jitter: float = 0.1
 
 
-class Now(NamedTuple):
+class Now(msgspec.Struct, frozen=True, gc=False):
     """The instant of a decision: in the caller's time base, and on the wall, in microseconds since 1970 UTC."""
 
     at_us: int

@@ -132,14 +132,15 @@ class BodyWeight:
         packed = _pairs(len(state.buffer)).pack(*chain.from_iterable(state.buffer))
         reset_us = None if a.reset_at is None else to_us(a.reset_at)
         rest = (reset_us, a.count, a.g, a.decay, a.rate, a.level, a.trend, a.observation, a.measurements, a.until_us)
-        return _encode((state.kalman, packed, rest, state.counters))
+        return _encode((state.kalman, packed, rest, state.counters, state.readings_max))
 
     def decode(self, data: bytes) -> EstimatorState:
         """The state, bit for bit; raises StoreCorrupt for bytes that are none."""
         try:
-            k, packed, (reset_us, *rest), counters = _decode(data)
+            k, packed, (reset_us, *rest), counters, readings_max = _decode(data)
             reset_at = None if reset_us is None else from_us(reset_us)
-            return EstimatorState(Kalman(*k), tuple(_PAIR.iter_unpack(packed)), Adaptation(reset_at, *rest), Counters(*counters))
+            pairs = tuple(_PAIR.iter_unpack(packed))
+            return EstimatorState(Kalman(*k), pairs, Adaptation(reset_at, *rest), Counters(*counters), readings_max)
         except (msgspec.MsgspecError, struct.error, TypeError, ValueError, OverflowError) as error:
             message = f"a body-weight state does not decode: {error}"
             raise StoreCorrupt(message) from error
@@ -172,14 +173,14 @@ class BodyWeight:
     def step(self, state: EstimatorState, reading: Reading) -> EstimatorState:
         """Predict to the reading's instant and update with it; the buffer and the adaptation move on by one."""
         k, a = state.kalman, state.adaptation
-        z = reading.values[0]
+        z, kept = reading.values[0], state.readings_max - 1
         x0, x1, p00, p01, p11 = kalman.update(self._prediction(state, reading), z)
         return EstimatorState(
             Kalman(x0, x1, p00, p01, p01, p11, k.q0, k.q1, k.r, reading.at_us, k.dt_days_max),
-            (*state.buffer[1 - self.limits.buffer_readings_max:], (reading.at_us, z)),
+            (*state.buffer[-kept:], (reading.at_us, z)) if kept else ((reading.at_us, z),),
             Adaptation(a.reset_at, a.count + 1, a.g * a.decay, a.decay, a.rate, a.level, a.trend, a.observation,
                        a.measurements, a.until_us),
-            state.counters,
+            state.counters, state.readings_max,
         )
 
     def nis(self, state: EstimatorState, reading: Reading) -> float:
@@ -249,7 +250,7 @@ class BodyWeight:
         elif s.buffer and s.buffer[-1][0] >= reading.at_us:
             # A reset that goes back to the start of a run takes the later readings with it.
             s = s.replace(buffer=tuple(pair for pair in s.buffer if pair[0] < reading.at_us))
-        widened = self._widened(how, s)
+        widened = self._widened(how, s).replace(readings_max=self.limits.buffer_readings_max)
         return widened.replace(x0=reading.values[0], x1=0.0, at_us=reading.at_us,
                                counters=msgspec.structs.replace(widened.counters, x=widened.counters.x + 1))
 
@@ -265,7 +266,7 @@ class BodyWeight:
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(tuple[
     tuple[float, float, float, float, float, float, float, float, float, int, float], bytes,
-    tuple[int | None, int, float, float, float, float, float, float, int, int], tuple[int, int, int, int],
+    tuple[int | None, int, float, float, float, float, float, float, int, int], tuple[int, int, int, int], int,
 ]).decode
 
 BODY_WEIGHT: Final = BodyWeight()

@@ -203,13 +203,15 @@ def _read_only(values: Iterable[Any], shape: tuple[int, ...]) -> NDArray[np.floa
 class EstimatorState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One user's whole estimator state; frozen, compared by value.
 
-    `buffer` holds the newest accepted measurements as (instant in us, kg), oldest first.
+    `buffer` holds the newest accepted measurements as (instant in us, kg), oldest first, at most `readings_max` of them:
+    the bound is part of the state, so that a replay under other limits gives the same bits.
     """
 
     kalman: Kalman
     buffer: tuple[tuple[int, float], ...]
     adaptation: Adaptation
     counters: Counters
+    readings_max: int = 30
 
     @property
     def x(self) -> NDArray[np.float64]:

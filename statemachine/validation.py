@@ -261,8 +261,10 @@ def _buffer_check(limits: Limits) -> Check:
     def buffer(s: EstimatorState, _now_us: int | None, known: EstimatorState | None) -> list[Violation]:
         found = []
         readings, start = s.buffer, 0
-        if len(readings) > most:
-            found.append(Violation("buffer", "buffer", str(len(readings)), f"at most {most}", "readings"))
+        if not (type(s.readings_max) is int and 1 <= s.readings_max <= most):
+            found.append(Violation("buffer", "readings_max", _text(s.readings_max), f"an int from 1 to {most}"))
+        elif len(readings) > s.readings_max:
+            found.append(Violation("buffer", "buffer", str(len(readings)), f"at most {s.readings_max}", "readings"))
         # Of a buffer that passed and moved on by one reading, only the newest is new.
         if known is not None and 1 < len(readings) <= len(known.buffer) + 1 and readings[:-1] == known.buffer[1 - len(readings):]:
             start = len(readings) - 1

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from statemachine import (
+    BodyWeight,
     BreakerOpen,
     BreakerPolicy,
     InvalidInput,
+    Limits,
     Measurement,
     Processor,
     ResetManager,
@@ -153,3 +155,20 @@ def test_a_reset_by_hand_may_stand_for_an_instant_of_old_data(tmp_path: Path) ->
         assert outcome.adapting is False
         with pytest.raises(InvalidInput):
             manager.perform_reset("u", at=datetime(2024, 1, 1), **BY)  # noqa: DTZ001 - naive on purpose
+
+
+def test_a_replay_under_other_limits_gives_the_same_bits(tmp_path: Path) -> None:
+    """The length of the buffer was read from the limits: a store opened with others folded old versions to other bytes."""
+    with Store.open(tmp_path / "s") as store:
+        processor = Processor(ResetManager(store))
+        stood = []
+        for day in range(40):
+            processor.process(weighed("u", day, 80.0 + day / 50))
+            loaded = store.load("u")
+            assert loaded is not None
+            stood.append(store.estimator.encode(loaded.state))
+    with Store.open(tmp_path / "s", estimator=BodyWeight(limits=Limits(buffer_readings_max=5))) as store:
+        for version, data in enumerate(stood, 1):
+            loaded = store.load("u", version)
+            assert loaded is not None
+            assert store.estimator.encode(loaded.state) == data

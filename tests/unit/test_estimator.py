@@ -232,7 +232,7 @@ def test_a_step_moves_buffer_and_adaptation_on_by_one() -> None:
 
 def test_a_buffer_keeps_the_newest() -> None:
     own = BodyWeight(limits=Limits(buffer_readings_max=3))
-    state = settled(2)
+    state = settled(2).replace(readings_max=3)
     for day in range(3, 9):
         state = own.step(state, reading(day, 80.0 + day))
     assert [kg for _, kg in state.buffer] == [86.0, 87.0, 88.0]
@@ -309,7 +309,7 @@ def test_bytes_are_those_that_stores_hold() -> None:
     """The encoding is a format on the disk: another one needs another schema number."""
     data = BODY_WEIGHT.encode(settled(2))
     assert (BODY_WEIGHT.name, BODY_WEIGHT.schema) == ("body-weight", 1)
-    kalman, packed, adaptation, counters = msgspec.msgpack.decode(data)
+    kalman, packed, adaptation, counters, readings_max = msgspec.msgpack.decode(data)
     assert kalman == list(msgspec.structs.astuple(settled(2).kalman))
     assert packed == b"".join(
         at_us.to_bytes(8, "little") + value for at_us, value in (
@@ -317,6 +317,7 @@ def test_bytes_are_those_that_stores_hold() -> None:
             (T + 2 * US_PER_DAY, bytes.fromhex("6666666666065440"))))
     assert adaptation == [T, *msgspec.structs.astuple(settled(2).adaptation)[1:]]
     assert counters == [1, 1, 1, 1]
+    assert readings_max == 30
 
 
 K: Final = [80.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.05, 1e-4, 0.15, T, 30.0]
@@ -325,16 +326,18 @@ C: Final = [1, 1, 1, 1]
 
 
 def test_the_parts_used_below_are_a_state() -> None:
-    assert BODY_WEIGHT.is_state(BODY_WEIGHT.decode(msgspec.msgpack.encode([K, b"", A, C])))
+    assert BODY_WEIGHT.is_state(BODY_WEIGHT.decode(msgspec.msgpack.encode([K, b"", A, C, 30])))
 
 
 @pytest.mark.parametrize("parts", [
-    None, 7, "state", {}, [], [K], [K, b"", A], [K, b"", A, C, 0], [K[:-1], b"", A, C], [[*K, 0.0], b"", A, C],
-    [K, b"\0" * 15, A, C], [K, b"", A[:-1], C], [K, b"", [*A, 0], C], [K, b"", [], C], [K, b"", [2**62, *A[1:]], C],
-    [K, b"", A, [*C, 0]], [K, b"", A, C[:-1]], [K, b"", None, C], [[True, *K[1:]], b"", A, C], [K, b"", A, [True, 1, 1, 1]],
-    [K, "text", A, C], [K, None, A, C], [K, b"", ["2026-01-05", *A[1:]], C], [None, b"", A, C], [["80", *K[1:]], b"", A, C],
-    [[None, *K[1:]], b"", A, C], [[*K[:9], 1.5, 30.0], b"", A, C], [K, b"", [T, "0", *A[2:]], C], [K, b"", A, [1, 1, 1, "1"]],
-    [K, b"", A, [1, 1, 1, None]], [{"x0": 80.0}, b"", A, C],
+    None, 7, "state", {}, [], [K], [K, b"", A], [K, b"", A, C, 30, 0], [K[:-1], b"", A, C, 30], [[*K, 0.0], b"", A, C, 30],
+    [K, b"\0" * 15, A, C, 30], [K, b"", A[:-1], C, 30], [K, b"", [*A, 0], C, 30], [K, b"", [], C, 30],
+    [K, b"", [2**62, *A[1:]], C, 30], [K, b"", A, [*C, 0], 30], [K, b"", A, C[:-1], 30], [K, b"", None, C, 30],
+    [[True, *K[1:]], b"", A, C, 30], [K, b"", A, [True, 1, 1, 1], 30], [K, "text", A, C, 30], [K, None, A, C, 30],
+    [K, b"", ["2026-01-05", *A[1:]], C, 30], [None, b"", A, C, 30], [["80", *K[1:]], b"", A, C, 30], [K, b"", A, C, "30"],
+    [[None, *K[1:]], b"", A, C, 30], [[*K[:9], 1.5, 30.0], b"", A, C, 30], [K, b"", [T, "0", *A[2:]], C, 30],
+    [K, b"", A, [1, 1, 1, "1"], 30],
+    [K, b"", A, [1, 1, 1, None], 30], [{"x0": 80.0}, b"", A, C, 30],
 ], ids=repr)
 def test_what_is_no_state_is_store_corrupt(parts: Any) -> None:
     """Wrong shapes, wrong types, instants no calendar holds: never another error, and never something like a state."""

@@ -163,7 +163,7 @@ def test_limits_are_the_caller_s() -> None:
     """A rule obeys the limits that it was made with."""
     limits = Limits(weight_kg_max=79.9, p_level_kg2_max=0.5, buffer_readings_max=0, r_kg2_min=0.2)
     strict = StateValidator(body_weight_rules(limits))
-    assert {v.path for v in strict.validate(sound())} == {"x[0]", "P[0,0]", "R", "R adapting", "buffer", "buffer[0]"}
+    assert {v.path for v in strict.validate(sound())} == {"x[0]", "P[0,0]", "R", "R adapting", "readings_max", "buffer[0]"}
 
 
 # The buffer.
