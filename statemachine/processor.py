@@ -38,6 +38,7 @@ STATUSES: Final = ("accepted", "quarantined", "duplicate", "late", "known")
 RETRIES_MAX: Final = 100
 CACHED_USERS_MAX: Final = 10_000
 NAME_CHARS_MAX: Final = 300
+LONG_AGO_US: Final = -(2**62)
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -135,7 +136,7 @@ class Processor:
                 return _Stream(key, stored, "event")
             draft = self.store.draft()
             meta = codec.unpack(Meta, codec.unseal(keys.META, draft.expect(keys.META) or b""))
-            cursor = Cursor(meta.sources + 1, 0, {}, self.store.clock.now_us(), -(2**62), name[:NAME_CHARS_MAX])
+            cursor = Cursor(meta.sources + 1, 0, {}, self.store.clock.now_us(), LONG_AGO_US, name[:NAME_CHARS_MAX])
             draft.put(keys.META, codec.pack(msgspec.structs.replace(meta, sources=cursor.source_id)))
             if key is not None:
                 draft.expect(key)
@@ -211,12 +212,12 @@ class Processor:
         head = draft.head(key)
         aside = draft.aside(key)
         state = None if head is None else self.store.estimator.decode(head.state)
-        last_us = max(self._at_us(state), aside.last_us if aside else -(2**62))
+        last_us = max(self._at_us(state), aside.last_us if aside else LONG_AGO_US)
         expected = tuple((k, draft.expected[k]) for k in (keys.head(key), keys.aside(key)) if k in draft.expected)
         return _User(head, state, last_us, expected)
 
     def _at_us(self, state: Any) -> int:
-        return -(2**62) if state is None else self.store.estimator.at_us(state)
+        return LONG_AGO_US if state is None else self.store.estimator.at_us(state)
 
     def one(self, batch: _Batch, measurement: Measured, origin: Origin) -> Outcome:
         """Decide one measurement into the batch's draft."""

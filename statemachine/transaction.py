@@ -34,13 +34,12 @@ from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
-from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason
+from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
 
 REASON_CHARS_MAX: Final = 500
 TRACE_CHARS_MAX: Final = 64
-SUSPECT_CHARS_MAX: Final = 80
 EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
 
 
@@ -216,7 +215,7 @@ class ResetTransaction:
         """Take the one probe slot, durably, before any mutation runs; None when another attempt was faster."""
         leased = breaker.lease(record, self.attempt_id, self._store.committer.owner)
         draft = self._store.draft()
-        key = keys.breaker(user) if user else keys.GLOBAL_BREAKER
+        key = breaker_key(user)
         draft.expect_as(key, codec.seal(key, codec.pack(record)))
         draft.put(key, codec.pack(leased))
         try:

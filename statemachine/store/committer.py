@@ -168,7 +168,8 @@ class Committer:
                 if ticket.missed is not None:
                     miss = ticket.draft.on_miss(ticket.missed) if ticket.draft.on_miss is not None else None
                     entries = [] if miss is None else [miss.entry]
-                    breakers = {} if miss is None else _after(txn, [miss.event])
+                    if miss is not None:
+                        _after(txn, miss.event, breakers)
             except StoreCorrupt as error:  # a breaker that cannot be read is no trouble of the others in the batch (INV-11)
                 ticket.error = error
                 continue
@@ -267,20 +268,18 @@ def _judged(txn: lmdb.Transaction[bytes], draft: Draft) -> tuple[MissReason | No
             return "conflict", {}
     breakers: dict[bytes, Breaker] = {}
     for event in draft.events:
-        own = breakers.get(event.user) or _breaker(txn, event.user)
-        common = breakers.get(b"") or _breaker(txn, b"")
+        own, common = _after(txn, event, breakers)
         if event.result == "success" and (own.generation != event.generation or "open" in (own.mode, common.mode)):
             return "breaker", {}
-        breakers[event.user], breakers[b""] = event.on_user(own), event.on_global(common)
     return None, breakers
 
 
-def _after(txn: lmdb.Transaction[bytes], events: list[BreakerEvent]) -> dict[bytes, Breaker]:
-    breakers: dict[bytes, Breaker] = {}
-    for event in events:
-        breakers[event.user] = event.on_user(breakers.get(event.user) or _breaker(txn, event.user))
-        breakers[b""] = event.on_global(breakers.get(b"") or _breaker(txn, b""))
-    return breakers
+def _after(txn: lmdb.Transaction[bytes], event: BreakerEvent, breakers: dict[bytes, Breaker]) -> tuple[Breaker, Breaker]:
+    """Move `breakers` on by an event, from what is stored where it is their first; the two as they were before it."""
+    own = breakers.get(event.user) or _breaker(txn, event.user)
+    common = breakers.get(b"") or _breaker(txn, b"")
+    breakers[event.user], breakers[b""] = event.on_user(own), event.on_global(common)
+    return own, common
 
 
 def _second_outcome(txn: lmdb.Transaction[bytes], entries: list[Entry]) -> InvariantViolation | None:
