@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import structlog
 
 from statemachine import (
     BreakerPolicy,
@@ -29,7 +28,6 @@ from statemachine import (
     StoreLimits,
     Violation,
 )
-from statemachine.audit import configure_for_command
 from statemachine.clock import to_us
 from statemachine.marks import SLOTS
 from statemachine.processor import STATUSES, Intake, SourceRow
@@ -87,11 +85,7 @@ class Bench:
         return [outcome.status for _, outcome in self.reported]
 
 
-@pytest.fixture(autouse=True)
-def no_events() -> Iterator[None]:
-    configure_for_command(verbose=False)
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("no_events")
 
 
 @pytest.fixture

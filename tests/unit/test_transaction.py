@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import lmdb
 import pytest
-import structlog
 
 from statemachine import (
     BreakerOpen,
@@ -35,7 +34,7 @@ from statemachine import (
     VersionPruned,
     Violation,
 )
-from statemachine.audit import Row, configure_for_command
+from statemachine.audit import Row
 from statemachine.store import keys
 from statemachine.store.draft import Draft
 from statemachine.testing import CountingIds, ManualClock
@@ -99,11 +98,7 @@ def filled(path: Path, **settings: Any) -> Bench:
     return Bench(store, manager, clock)
 
 
-@pytest.fixture(autouse=True)
-def no_events() -> Iterator[None]:
-    configure_for_command(verbose=False)
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("no_events")
 
 
 @pytest.fixture
