@@ -70,10 +70,11 @@ class SystemIds:
 
 def to_us(at: datetime) -> int:
     """Microseconds since 1970 UTC of an aware datetime, exactly; a naive one raises ValueError."""
-    if at.tzinfo is None or at.utcoffset() is None:
+    try:
+        delta = at - EPOCH
+    except TypeError as error:
         message = f"{at!r} has no time zone; give an aware datetime, for example with tzinfo=UTC"
-        raise ValueError(message)
-    delta = at - EPOCH
+        raise ValueError(message) from error
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 

@@ -26,6 +26,7 @@ COMPRESSED: Final = 1
 RECORD_BYTES_MAX: Final = 1 << 24
 _HEAD: Final = struct.Struct("<BBBxI")
 _SUM: Final = struct.Struct("<Q")
+_checksum: Final = xxhash.xxh3_64_intdigest
 _FRAME_BYTES: Final = _HEAD.size + _SUM.size
 _STEP: Final = struct.Struct("<BBqd")
 
@@ -39,7 +40,7 @@ def seal(key: bytes, content: bytes, *, compress: bool = False) -> bytes:
     if compress:
         content, flags = zstandard.ZstdCompressor(level=9).compress(content), COMPRESSED
     head = _HEAD.pack(MAGIC, SCHEMA, flags, len(content))
-    return b"".join((head, _SUM.pack(xxhash.xxh3_64_intdigest(key + head + content)), content))
+    return head + _SUM.pack(_checksum(key + head + content)) + content
 
 
 def unseal(key: bytes, record: bytes) -> bytes:
@@ -48,7 +49,7 @@ def unseal(key: bytes, record: bytes) -> bytes:
         message = f"the record at key {key!r} is not one of resetguard's"
         raise StoreCorrupt(message)
     head, content = record[:8], record[_FRAME_BYTES:]
-    if _SUM.unpack_from(record, 8)[0] != xxhash.xxh3_64_intdigest(key + head + content):
+    if _SUM.unpack_from(record, 8)[0] != _checksum(key + head + content):
         message = f"the record at key {key!r} fails its checksum"
         raise StoreCorrupt(message)
     _, schema, flags, length = _HEAD.unpack(head)

@@ -10,7 +10,6 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -19,7 +18,7 @@ from statemachine import kalman
 from statemachine.clock import US_PER_DAY, from_us, to_us
 from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.policy import ResetParameters
-from statemachine.state import Adaptation, Counters, EstimatorState, Kalman, Measurement, Reading
+from statemachine.state import PAIR, Adaptation, Counters, EstimatorState, Kalman, Measurement, Reading
 from statemachine.validation import Limits, Rule, body_weight_rules
 
 
@@ -87,13 +86,7 @@ SOURCE_MULTIPLIERS: Final[Mapping[str, float]] = {
 }
 """Observation-noise multipliers by source; a source not listed has 1.0, is not manual, and is reported."""
 
-_PAIR: Final = struct.Struct("<qd")
 _TREND_SD_KG_PER_DAY: Final = 0.05
-
-
-@lru_cache(maxsize=1_000)
-def _pairs(count: int) -> struct.Struct:
-    return struct.Struct("<" + "qd" * count)
 
 
 @lru_cache(maxsize=10_000)
@@ -129,18 +122,17 @@ class BodyWeight:
     def encode(self, state: EstimatorState) -> bytes:
         """msgpack of the four parts, the buffer packed as little-endian (int64 us, float64 kg) pairs."""
         a = state.adaptation
-        packed = _pairs(len(state.buffer)).pack(*chain.from_iterable(state.buffer))
         reset_us = None if a.reset_at is None else to_us(a.reset_at)
         rest = (reset_us, a.count, a.g, a.decay, a.rate, a.level, a.trend, a.observation, a.measurements, a.until_us)
-        return _encode((state.kalman, packed, rest, state.counters, state.readings_max))
+        return _encode((state.kalman, state.packed, rest, state.counters, state.readings_max))
 
     def decode(self, data: bytes) -> EstimatorState:
         """The state, bit for bit; raises StoreCorrupt for bytes that are none."""
         try:
             k, packed, (reset_us, *rest), counters, readings_max = _decode(data)
             reset_at = None if reset_us is None else from_us(reset_us)
-            pairs = tuple(_PAIR.iter_unpack(packed))
-            return EstimatorState(Kalman(*k), pairs, Adaptation(reset_at, *rest), Counters(*counters), readings_max)
+            PAIR.iter_unpack(packed)  # refuses what is no whole number of readings
+            return EstimatorState(Kalman(*k), packed, Adaptation(reset_at, *rest), Counters(*counters), readings_max)
         except (msgspec.MsgspecError, struct.error, TypeError, ValueError, OverflowError) as error:
             message = f"a body-weight state does not decode: {error}"
             raise StoreCorrupt(message) from error
@@ -173,11 +165,12 @@ class BodyWeight:
     def step(self, state: EstimatorState, reading: Reading) -> EstimatorState:
         """Predict to the reading's instant and update with it; the buffer and the adaptation move on by one."""
         k, a = state.kalman, state.adaptation
-        z, kept = reading.values[0], state.readings_max - 1
+        z, kept = reading.values[0], PAIR.size * (state.readings_max - 1)
+        newest = PAIR.pack(reading.at_us, z)
         x0, x1, p00, p01, p11 = kalman.update(self._prediction(state, reading), z)
         return EstimatorState(
             Kalman(x0, x1, p00, p01, p01, p11, k.q0, k.q1, k.r, reading.at_us, k.dt_days_max),
-            (*state.buffer[-kept:], (reading.at_us, z)) if kept else ((reading.at_us, z),),
+            state.packed[-kept:] + newest if kept else newest,
             Adaptation(a.reset_at, a.count + 1, a.g * a.decay, a.decay, a.rate, a.level, a.trend, a.observation,
                        a.measurements, a.until_us),
             state.counters, state.readings_max,
@@ -224,7 +217,7 @@ class BodyWeight:
         z = reading.values[0]
 
         def clear(s: EstimatorState) -> EstimatorState:
-            return s.replace(buffer=(), counters=msgspec.structs.replace(s.counters, buffer=s.counters.buffer + 1))
+            return s.replace(packed=b"", counters=msgspec.structs.replace(s.counters, buffer=s.counters.buffer + 1))
 
         return (
             Operation("replace filter", lambda s: self._replaced(how, s, reading)),
@@ -246,8 +239,8 @@ class BodyWeight:
         if s is None:
             noise = (self.q_level, self.q_trend, self.r_kg2)
             bare = Kalman(0.0, 0.0, 1.0, 0.0, 0.0, 1.0, *noise, reading.at_us, self.limits.dt_days_max)
-            s = EstimatorState(bare, (), self._adaptation(how, reading.at_us), Counters())
-        elif s.buffer and s.buffer[-1][0] >= reading.at_us:
+            s = EstimatorState(bare, b"", self._adaptation(how, reading.at_us), Counters())
+        elif s.packed and s.buffer[-1][0] >= reading.at_us:
             # A reset that goes back to the start of a run takes the later readings with it.
             s = s.replace(buffer=tuple(pair for pair in s.buffer if pair[0] < reading.at_us))
         widened = self._widened(how, s).replace(readings_max=self.limits.buffer_readings_max)

@@ -264,6 +264,10 @@ class ResetManager:
         for operation in self.store.estimator.operations(how, reading, at_us):
             tx.apply(operation.name, operation.run)
 
+    def ordinary(self, state: Any, reset_us: int, reading: Reading, source: str) -> float | None:
+        """The NIS of a reading that needs no decision, as the policy sees it; None for any other."""
+        return self.policy.ordinary(self.filter, state, reset_us, reading, source_name(source))
+
     def decide(self, situation: Situation, incoming: Incoming, unfit: str = "") -> Decision:
         """The policy's word on an incoming measurement."""
         source = source_name(incoming.measurement.source)

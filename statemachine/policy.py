@@ -122,6 +122,17 @@ class ResetPolicy(msgspec.Struct, frozen=True):
     kinds: Mapping[str, ResetParameters] = msgspec.field(default_factory=lambda: dict(KINDS))
     manual_sources: frozenset[str] = MANUAL_SOURCES
 
+    def ordinary(self, filter_: Filter, state: Any, reset_us: int, reading: Reading, source: str) -> float | None:
+        """The NIS of a reading that asks for no reset and passes the gate, which most do; None for any other."""
+        nis = filter_.nis(state, reading)
+        days = (reading.at_us - filter_.at_us(state)) / US_PER_DAY
+        if not nis <= self.gate or days >= self.gap_days:
+            return None
+        if source in self.manual_sources and self._trigger(source, days, filter_.change(state, reading),
+                                                           (reading.at_us - reset_us) / US_PER_DAY)[0]:
+            return None
+        return nis
+
     def decide(
         self, filter_: Filter, situation: Situation, reading: Reading, source: str, unfit: str = "",
     ) -> Decision:
@@ -133,12 +144,13 @@ class ResetPolicy(msgspec.Struct, frozen=True):
         state = situation.state
         if state is None:
             return Decision("reset", "no state yet", kind="initial")
+        ordinary = self.ordinary(filter_, state, situation.reset_us, reading, source)
+        if ordinary is not None and not unfit:
+            return Decision("accept", "", ordinary)
         nis = filter_.nis(state, reading)
         days = (reading.at_us - filter_.at_us(state)) / US_PER_DAY
         change = filter_.change(state, reading)
         kind, trigger = self._trigger(source, days, change, (reading.at_us - situation.reset_us) / US_PER_DAY)
-        if not kind and nis <= self.gate and not unfit:
-            return Decision("accept", "", nis)
         limit = self.plausible_change(days)
         if kind and change <= limit:
             return Decision("reset", trigger, nis, kind)

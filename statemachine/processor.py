@@ -26,7 +26,7 @@ from statemachine.errors import (
     StoreCorrupt,
 )
 from statemachine.manager import Incoming, ResetManager
-from statemachine.policy import Decision, Situation
+from statemachine.policy import Decision
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft
@@ -67,18 +67,26 @@ class SourceRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class _User(msgspec.Struct, frozen=True, gc=False):
-    """A user's end of the log, decoded, with the bytes it stands for."""
+    """A user's end of the log, decoded, with the bytes it stands for.
 
+    `at_us` is the instant of the state, `last_us` the greatest among the measurements ever seen.
+    """
+
+    key: bytes
     head: Head | None
     state: Any
+    at_us: int
     last_us: int
     expected: tuple[tuple[bytes, bytes | None], ...]
 
 
 class _Batch:
-    """What one commit collects: the draft, the users it touched, and the instants it is decided by."""
+    """What one commit collects: the draft, the users it touched, and the instants it is decided by.
 
-    def __init__(self, draft: Draft, now: Now, present_us: int, *, alone: bool) -> None:
+    `now` gives the instant of the row being decided, and is called where one is needed.
+    """
+
+    def __init__(self, draft: Draft, now: Callable[[], Now], present_us: int, *, alone: bool) -> None:
         self.draft = draft
         self.now = now
         self.present_us = present_us
@@ -154,7 +162,7 @@ class Processor:
         """One measurement in a commit of its own, from fresh heads, again while others are faster."""
         damaged: StoreCorrupt | None = None
         for _ in range(RETRIES_MAX):
-            batch = _Batch(self.store.draft(), now, present_us, alone=True)
+            batch = _Batch(self.store.draft(), lambda: now, present_us, alone=True)
             try:
                 outcome = (self.one(batch, measurement, origin) if damaged is None
                            else self._unreadable_user(batch, measurement, origin, damaged))
@@ -212,9 +220,10 @@ class Processor:
         head = draft.head(key)
         aside = draft.aside(key)
         state = None if head is None else self.store.estimator.decode(head.state)
-        last_us = max(self._at_us(state), aside.last_us if aside else LONG_AGO_US)
+        at_us = self._at_us(state)
+        last_us = max(at_us, aside.last_us if aside else LONG_AGO_US)
         expected = tuple((k, draft.expected[k]) for k in (keys.head(key), keys.aside(key)) if k in draft.expected)
-        return _User(head, state, last_us, expected)
+        return _User(key, head, state, at_us, last_us, expected)
 
     def _at_us(self, state: Any) -> int:
         return LONG_AGO_US if state is None else self.store.estimator.at_us(state)
@@ -222,8 +231,8 @@ class Processor:
     def one(self, batch: _Batch, measurement: Measured, origin: Origin) -> Outcome:
         """Decide one measurement into the batch's draft."""
         name = measurement.user
-        user = self.user(batch, name)
-        key = identities.key_of(user_key(name), measurement)
+        user = batch.users.get(name) or self.user(batch, name)
+        key = identities.key_of(user.key, measurement)
         if measurement.at_us <= user.last_us:
             seen = batch.draft.identity(key)
             if seen is not None:
@@ -237,33 +246,31 @@ class Processor:
         except InvalidInput as error:
             return self._kept(batch, key, measurement, origin, QUARANTINED, str(error))
         incoming = Incoming(measurement, key, reading, origin)
-        if user.head is not None:
-            if reading.at_us <= self._at_us(user.state):
-                reason = f"late: not after the last accepted measurement at {iso(self._at_us(user.state))}"
+        head, state, unfit = user.head, user.state, ""
+        if head is not None:
+            if reading.at_us <= user.at_us:
+                reason = f"late: not after the last accepted measurement at {iso(user.at_us)}"
                 return self._kept(batch, key, measurement, origin, LATE, reason)
-            if user.head.rules != self.store.validator.fingerprint:
-                broken = self.store.validator.validate(user.state)
+            if head.rules != self.store.validator.fingerprint:
+                broken = self.store.validator.validate(state)
                 if broken:
                     reason = f"the stored state breaks the rules in force ({broken[0]}); reset or restore the user first"
                     return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
-        situation = Situation(user.state, reset_us=user.head.reset_us if user.head else 0)
-        decision = self.manager.decide(situation, incoming)
-        unfit = ""
-        if decision.action == "accept":
-            state, unfit = self._stepped(user, reading)
-            if not unfit:
-                return self._accept(batch, user, incoming, state, decision.nis)
-        if decision.action != "reset":
-            situation = self.manager.situation(batch.draft, user.head, user.state, user_key(name), reading.at_us)
-            decision = self.manager.decide(situation, incoming, unfit)
+            nis = self.manager.ordinary(state, head.reset_us, reading, measurement.source)
+            if nis is not None:
+                after, unfit = self._stepped(state, reading)
+                if not unfit:
+                    return self._accept(batch, user, incoming, after, nis)
+        situation = self.manager.situation(batch.draft, head, state, user.key, reading.at_us)
+        decision = self.manager.decide(situation, incoming, unfit)
         if decision.action == "hold":
             return self._hold(batch, incoming, decision)
         return self._reset(batch, user, incoming, decision)
 
-    def _stepped(self, user: _User, reading: Reading) -> tuple[Any, str]:
+    def _stepped(self, before: Any, reading: Reading) -> tuple[Any, str]:
         """The state after a reading, and why it may not be accepted all the same, "" where it may."""
-        state = self.store.estimator.step(user.state, reading)
-        violations = self.store.validator.validate(state, None, user.state)
+        state = self.store.estimator.step(before, reading)
+        violations = self.store.validator.validate(state, None, before)
         return state, f"it would make the state invalid: {violations[0]}" if violations else ""
 
     def _accept(  # noqa: PLR0913 - the parts of a version
@@ -273,7 +280,7 @@ class Processor:
         if head is None:
             message = "INV-04: a measurement was to be accepted where no state is stored"
             raise InvariantViolation(message, user=incoming.measurement.user)
-        key, at_us = user_key(incoming.measurement.user), incoming.reading.at_us
+        key, at_us = user.key, incoming.reading.at_us
         probation, since_us = head.probation, at_us
         if probation is not None:
             probation = msgspec.structs.replace(probation, accepted=probation.accepted + 1)
@@ -288,7 +295,9 @@ class Processor:
         )
         accepted = identities.identity(incoming.measurement, incoming.reading, incoming.origin, ACCEPTED)
         batch.draft.put_identity(key, incoming.key, accepted)
-        batch.users[incoming.measurement.user] = _User(after, state, max(user.last_us, at_us), ())
+        state_us = estimator.at_us(state)
+        last_us = state_us if state_us > user.last_us else user.last_us
+        batch.users[incoming.measurement.user] = _User(key, after, state, state_us, last_us, ())
         adapting = estimator.adapting(user.state, at_us)
         return Outcome("accepted", incoming.measurement.user, "", reset, after.version, nis, adapting)
 
@@ -313,18 +322,20 @@ class Processor:
             reading = None
         identities.keep_aside(batch.draft, user, key, identities.identity(measurement, reading, origin, disposition, reason))
         before = self.user(batch, name)
-        batch.users[name] = _User(before.head, before.state, max(before.last_us, measurement.at_us), ())
+        last_us = max(before.last_us, measurement.at_us)
+        batch.users[name] = _User(user, before.head, before.state, before.at_us, last_us, ())
         status = "late" if disposition == LATE else "quarantined"
         return Outcome(status, name, reason, reset, before.head.version if before.head else 0, nis)
 
     def _reset(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision) -> Outcome:
         key, name = user_key(incoming.measurement.user), incoming.measurement.user
-        if not batch.alone and self.manager.would_probe(batch.draft, key, batch.now):
+        if not batch.alone and self.manager.would_probe(batch.draft, key, batch.now()):
             raise _NeedsOwnCommit  # a probe is leased by a commit before it runs
-        tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now)
+        tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now())
         if tx.result is None or tx.result.outcome != "committed":
             return self._fall_back(batch, user, incoming, decision, tx.result)
-        batch.users[name] = _User(tx.head, tx.state, max(user.last_us, incoming.reading.at_us, tx.at_us), ())
+        last_us = max(user.last_us, incoming.reading.at_us, tx.at_us)
+        batch.users[name] = _User(key, tx.head, tx.state, self._at_us(tx.state), last_us, ())
         version = tx.head.version if tx.head else 0
         kept = batch.draft.identity(incoming.key)
         if kept is not None and kept.disposition != ACCEPTED:
@@ -336,7 +347,7 @@ class Processor:
     ) -> Outcome:
         """After a failed or refused reset: the state before it where the measurement fits, else quarantine."""
         if user.head is not None and decision.nis is not None and decision.nis <= self.manager.policy.gate:
-            state, unfit = self._stepped(user, incoming.reading)
+            state, unfit = self._stepped(user.state, incoming.reading)
             if not unfit:
                 return self._accept(batch, user, incoming, state, decision.nis, reset)
         ended = "" if reset is None else f" was {reset.outcome.replace('_', ' ')}: {reset.error}"
@@ -347,13 +358,12 @@ class Processor:
         """Keep the users of a committed batch decoded; the bytes they stand for are compared at their next commit."""
         if len(self._cache) > CACHED_USERS_MAX:
             self._cache.clear()
+        puts, before = batch.draft.puts, batch.draft.expected
         for name, user in batch.users.items():
-            key = user_key(name)
-            expected = tuple(
-                (k, batch.draft.puts[k] if k in batch.draft.puts else batch.draft.expected.get(k))
-                for k in (keys.head(key), keys.aside(key))
-            )
-            self._cache[name] = _User(user.head, user.state, user.last_us, expected)
+            head, aside = keys.head(user.key), keys.aside(user.key)
+            expected = ((head, puts[head] if head in puts else before.get(head)),
+                        (aside, puts[aside] if aside in puts else before.get(aside)))
+            self._cache[name] = _User(user.key, user.head, user.state, user.at_us, user.last_us, expected)
 
     def forget_user(self, user: str) -> None:
         """Drop what is kept decoded of one user."""
@@ -375,13 +385,14 @@ class _Stream:
         self.pending: Counter[str] = Counter()
         self.latest_us = cursor.latest_us
 
-    def now(self, measurement: Measured | None, wall_us: int) -> Now:
-        """The instant to decide a row by: the greatest event time seen, or the wall clock for live callers."""
-        if self.base == "wall":
-            return Now(wall_us, wall_us)
+    def saw(self, measurement: Measured | None) -> None:
+        """Time has gone on to the measurement, if it is a later one and not from the future."""
         if measurement is not None and self.latest_us < measurement.at_us <= self.cursor.now_us:
             self.latest_us = measurement.at_us
-        return Now(self.latest_us, wall_us, "event")
+
+    def now(self, wall_us: int) -> Now:
+        """The instant to decide a row by: the greatest event time seen, or the wall clock for live callers."""
+        return Now(wall_us, wall_us) if self.base == "wall" else Now(self.latest_us, wall_us, "event")
 
     def read_again(self, store: Store) -> bool:
         """Take the cursor as it is stored now; whether another run has moved it."""
@@ -434,7 +445,10 @@ class Intake:
         self._rows: list[tuple[int, int, SourceRow]] = []
         self._outcomes: list[Outcome] = []
         self._batch: _Batch | None = None
-        self._began_us = 0
+        self._rows_max = processor.store.limits.group_measurements_max
+        self._current: _Stream | None = None
+        self._wall_us = 0
+        self._due_us = 0
 
     def add(self, number: int, row: SourceRow) -> None:
         """Take the next row of source `number`, in that source's processing order."""
@@ -445,9 +459,9 @@ class Intake:
             return
         batch = self._batch
         if batch is None:
-            wall_us = self._store.clock.now_us()
-            self._began_us = self._store.clock.monotonic_us()
-            batch = self._batch = _Batch(self._store.draft(), Now(wall_us, wall_us), stream.cursor.now_us, alone=False)
+            self._wall_us = self._store.clock.now_us()
+            self._due_us = self._store.clock.monotonic_us() + self._store.limits.group_delay_ms * 1_000
+            batch = self._batch = _Batch(self._store.draft(), self._now, stream.cursor.now_us, alone=False)
         before = (len(batch.draft.puts), len(batch.draft.entries), len(batch.draft.events))
         try:
             outcome = self._decide(batch, stream, row)
@@ -464,15 +478,18 @@ class Intake:
         self._rows.append((number, stream.position, row))
         self._outcomes.append(outcome)
         stream.pending[outcome.status] += 1
-        limits = self._store.limits
-        if len(self._rows) >= limits.group_measurements_max or self._store.marks.full or self._waited(limits.group_delay_ms):
+        if len(self._rows) >= self._rows_max or self._store.marks.full or self._store.clock.monotonic_us() >= self._due_us:
             self.flush()
 
-    def _waited(self, delay_ms: int) -> bool:
-        return self._store.clock.monotonic_us() - self._began_us >= delay_ms * 1_000
+    def _now(self) -> Now:
+        if self._current is None:
+            message = "an instant was asked for before any row"
+            raise InvariantViolation(message)
+        return self._current.now(self._wall_us)
 
     def _decide(self, batch: _Batch, stream: _Stream, row: SourceRow) -> Outcome:
-        batch.now = stream.now(row.measurement, batch.now.wall_us)
+        self._current = stream
+        stream.saw(row.measurement)
         batch.present_us = stream.cursor.now_us
         if row.measurement is not None:
             return self._processor.one(batch, row.measurement, Origin(stream.cursor.source_id, row.row))
@@ -533,7 +550,8 @@ class Intake:
         if stream.key is not None and position <= stream.cursor.consumed:
             self.known[number] += 1
             return
-        now = stream.now(row.measurement, self._store.clock.now_us())
+        stream.saw(row.measurement)
+        now = stream.now(self._store.clock.now_us())
 
         def finish(draft: Draft, outcome: Outcome) -> None:
             if stream.read_again(self._store):

@@ -66,6 +66,7 @@ class Tally:
         self.nis: dict[str, tuple[int, float, int]] = dict.fromkeys(("accepted", "with_gated", "adapting"), (0, 0.0, 0))
         estimator = store.estimator
         self._sources = estimator.sources if isinstance(estimator, BodyWeight) else None
+        self._listed: dict[str, bool] = {}
 
     def outcome(self, _number: int, outcome: Outcome) -> None:
         """Count one durable outcome."""
@@ -91,7 +92,10 @@ class Tally:
         m = row.measurement
         if m is not None:
             self.users.add(m.user)
-            if self._sources is not None and source_name(m.source) not in self._sources:
+            listed = self._listed.get(m.source)
+            if listed is None:
+                listed = self._listed[m.source] = self._sources is None or source_name(m.source) in self._sources
+            if not listed:
                 self.unknown_sources[m.source] += 1
 
 

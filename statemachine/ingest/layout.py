@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -82,6 +83,8 @@ def layout_rows(
     default_unit = layout.written_unit or options.unit or layout.usual_unit
     to_kg = kilograms_with_comma if layout.delimiter == ";" else kilograms
     unit, source = default_unit, default_source
+    # The same few texts come again and again: one object of each takes less memory, and compares faster.
+    intern = sys.intern
     row = 0
     for line, cells, text in after_header(records, skip):
         user = declared_user
@@ -93,16 +96,16 @@ def layout_rows(
             if kind_at >= 0 and not cells[kind_at].strip().endswith("BodyMass"):
                 continue
             if user_at >= 0:
-                user = cells[user_at].strip() or declared_user
+                user = intern(cells[user_at].strip()) or declared_user
             if not user:
                 refuse("no user: fill its column or give --user")
             if unit_at >= 0:
-                unit = cells[unit_at].strip() or default_unit
+                unit = intern(cells[unit_at].strip()) or default_unit
                 if layout.written_unit:
                     _check_agreement(unit, layout.written_unit)
             if source_at >= 0:
-                source = cells[source_at].strip() or default_source
-            value = cells[weight_at].strip()
+                source = intern(cells[source_at].strip()) or default_source
+            value = intern(cells[weight_at].strip())
             kg = to_kg(value, unit)
             at = parse_instant(cells[time_at].strip(), zone)
             measurement = Measurement(user, at, kg, source, value, unit)

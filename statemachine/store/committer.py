@@ -294,12 +294,15 @@ def _second_outcome(txn: lmdb.Transaction[bytes], entries: list[Entry]) -> Invar
 
 
 def _put_all(txn: lmdb.Transaction[bytes], puts: dict[bytes, bytes | None]) -> None:
-    for key in sorted(puts):  # neighbours in the tree one after the other
-        value = puts[key]
-        if value is None:
-            txn.delete(key)
-        else:
-            txn.put(key, value)
+    ordered = sorted(puts)  # neighbours in the tree one after the other
+    with txn.cursor() as cursor:
+        put = cursor.put
+        for key in ordered:
+            value = puts[key]
+            if value is not None:
+                put(key, value)
+            elif cursor.set_key(key):
+                cursor.delete()
 
 
 def _breaker(txn: lmdb.Transaction[bytes], user: bytes) -> Breaker:

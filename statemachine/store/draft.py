@@ -162,7 +162,10 @@ class Draft:
 
     def put_identity(self, user: bytes, key: bytes, identity: Identity) -> None:
         """Record where a measurement went."""
-        self._identities.setdefault(user, {})[key] = self.put(key, codec.pack(identity))
+        own = self._identities.get(user)
+        if own is None:
+            own = self._identities[user] = {}
+        own[key] = self.puts[key] = codec.seal(key, codec.pack(identity))
 
     def identities(self, user: bytes, after_us: int) -> list[tuple[bytes, Identity]]:
         """The user's measurements after an instant, in the order of (instant, digest), pending ones included."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -25,7 +24,6 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     row: int = 0
 
 
-@lru_cache(maxsize=65_536)
 def digest(value: str, unit: str, source: str) -> bytes:
     """What tells two measurements of one user and instant apart."""
     text = f"{value}\0{unit}\0{source}".encode("utf-8", "surrogatepass")

@@ -76,7 +76,7 @@ def rejections(store, manager, processor):
         "indefinite": {"P": [[1.0, 5.0], [5.0, 1.0]]}, "asymmetric": {"P": [[1.0, 0.1], [0.2, 1.0]]}, "NaN": {"x0": float("nan")},
         "infinite": {"p00": float("inf")}, "negative": {"p11": -1.0}, "R": {"r": 0.0}, "Q": {"q0": -1.0}, "light": {"x0": 1.0},
         "text": {"x0": "80"}, "numpy": {"x0": np.float64(80.0)}, "bool": {"at_us": True}, "future": {"at_us": 2**62},
-        "buffer": {"buffer": ((1, 80.0), (1, 80.0))}, "later": {"buffer": ((2**61, 80.0),)}, "list": {"buffer": [(1, 80.0)]},
+        "buffer": {"buffer": ((1, 80.0), (1, 80.0))}, "later": {"buffer": ((2**61, 80.0),)}, "list": {"packed": [(1, 80.0)]},
     }.items():
         equal(bool(store.validator.validate(state.replace(**change), to_us(datetime.now(UTC)))), True)
         must(ResetValidationError, manager.perform_reset, "u", operations=[(name, lambda s, c=change: s.replace(**c))], **BY)

@@ -38,7 +38,7 @@ from statemachine import (
     Store,
 )
 from statemachine.clock import US_PER_DAY, from_us
-from statemachine.state import Adaptation, Counters, Kalman
+from statemachine.state import PAIR, Adaptation, Counters, Kalman
 from statemachine.validation import StateValidator
 from tests.regression.scene import BY, PRESENT_US, START, Faulty, fill, opened, refused, states, weighed
 
@@ -79,7 +79,7 @@ def spoilt(draw: st.DrawFn) -> Any:
     def spoil(state: Any) -> Any:
         for part, name, value in changes:
             if not part:
-                state = msgspec.structs.replace(state, **{name: value})
+                state = state.replace(**{name: value})
             elif isinstance(getattr(state, part), PARTS[part]):
                 state = msgspec.structs.replace(state, **{part: msgspec.structs.replace(getattr(state, part), **{name: value})})
         return state
@@ -96,8 +96,9 @@ EDGES: dict[str, tuple[str, dict[str, Any]]] = {
     "a decay that is a bool": ("adaptation", {"rate": 0.01, "decay": False}),
     "an instant that no calendar holds": ("kalman", {"at_us": -(2**62)}),
     "an instant that no int64 holds": ("kalman", {"at_us": -(2**70)}),
-    "a reading that no int64 holds": ("", {"buffer": ((-(2**70), 80.0),)}),
-    "a reading of an int": ("", {"buffer": ((1, 80),)}),
+    "a reading that no calendar holds": ("", {"packed": PAIR.pack(-(2**62), 80.0)}),
+    "half a reading": ("", {"packed": bytes(8)}),
+    "a reading that can be changed": ("", {"packed": bytearray(PAIR.pack(1, 80.0))}),
 }
 
 
@@ -299,8 +300,14 @@ def test_a_state_judged_by_what_it_was_made_from_is_judged_as_by_itself(mutation
     good = BODY_WEIGHT.step(good, BODY_WEIGHT.reading(weighed("u", 1, 80.1)))
     validator = StateValidator(BODY_WEIGHT.rules)
     assert validator.validate(good, PRESENT_US) == ()
-    bad = mutation(good)
-    assert bool(validator.validate(bad, PRESENT_US, good)) == bool(validator.validate(bad, PRESENT_US))
+    after = BODY_WEIGHT.step(good, BODY_WEIGHT.reading(weighed("u", 2, 80.2)))
+    for made in (good, after):
+        try:
+            bad = mutation(made)
+        except InvalidInput:
+            continue
+        for present_us in (None, PRESENT_US):
+            assert bool(validator.validate(bad, present_us, good)) == bool(validator.validate(bad, present_us))
 
 
 def test_a_failing_reset_between_batches_changes_nothing() -> None:

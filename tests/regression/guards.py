@@ -78,7 +78,7 @@ def _pairs_as_lists(monkeypatch: pytest.MonkeyPatch) -> None:
         def iter_unpack(self, data: Any) -> Iterator[Any]:
             return iter([list(pair) for pair in struct.Struct.iter_unpack(self, data)])
 
-    monkeypatch.setattr("statemachine.estimator._PAIR", Pairs("<qd"))
+    monkeypatch.setattr("statemachine.state.PAIR", Pairs("<qd"))
 
 
 def _abort_commits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,8 @@ def test_the_state_of_a_transaction_cannot_be_set_from_outside(tmp_path: Path) -
         assert loaded is not None
         tx = manager.transaction("u", **BY)
         tx.begin(head, loaded.state.replace(R=1e9))
-        tx.apply("small", lambda s: s.replace(x0=81.0))
         with pytest.raises(ResetValidationError):
-            tx.commit()
+            tx.apply("small", lambda s: s.replace(x0=81.0))
         tx.roll_back()
         again = store.load("u")
         assert again is not None

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statemachine import BODY_WEIGHT, BodyWeight, EstimatorState, Limits, Reading, Rule, StateValidator, Violation
+from statemachine import BODY_WEIGHT, BodyWeight, EstimatorState, InvalidInput, Limits, Reading, Rule, StateValidator, Violation
 from statemachine.clock import US_PER_DAY, from_us, to_us
 from statemachine.policy import KINDS
 from statemachine.validation import (
@@ -25,8 +25,10 @@ from statemachine.validation import (
     INSTANT_US_MIN,
     TEXT_CHARS_MAX,
     VIOLATIONS_MAX,
+    _sound_step,
     body_weight_rules,
     finite_everywhere,
+    in_one,
 )
 
 LIMITS: Final = Limits()
@@ -182,13 +184,15 @@ def test_a_buffer_is_in_order_bounded_and_not_ahead() -> None:
     assert buffered((T - day, 80.0), (T + 1, 80.0)) == {("buffer", "buffer[1]")}, "after the state's own time"
 
 
-@pytest.mark.parametrize("kg", [*NEVER, math.nextafter(20.0, 0.0), math.nextafter(500.0, 501.0), 0.0, -80.0])
+@pytest.mark.parametrize("kg", [
+    math.nan, math.inf, -math.inf, math.nextafter(20.0, 0.0), math.nextafter(500.0, 501.0), 0.0, -80.0, 5, True,
+])
 def test_a_buffered_value_obeys_the_limits(kg: Any) -> None:
     assert buffered((T - 2, 80.0), (T - 1, kg), (T, 80.0)) == {("buffer", "buffer[1]")}
 
 
-@pytest.mark.parametrize("at_us", [None, True, float(T), "now", np.int64(T), INSTANT_US_MIN - 1, math.nan])
-def test_a_buffered_instant_is_one(at_us: Any) -> None:
+@pytest.mark.parametrize("at_us", [INSTANT_US_MIN - 1, INSTANT_US_MAX + 1, -(2**63), 2**63 - 1])
+def test_a_buffered_instant_is_one(at_us: int) -> None:
     assert {rule for rule, _ in buffered((at_us, 80.0))} == {"buffer"}
 
 
@@ -198,10 +202,19 @@ def test_a_buffer_has_a_size() -> None:
     assert buffered(*full) == {("buffer", "buffer")}
 
 
-@pytest.mark.parametrize("pair", [(T,), (T, 80.0, 1), 80.0, None])
-def test_a_buffer_holds_pairs(pair: Any) -> None:
-    """A rule that cannot even look at a state has refused it."""
-    assert {rule for rule, _ in buffered(pair)} == {"buffer"}
+@pytest.mark.parametrize("pair", [
+    (T,), (T, 80.0, 1), 80.0, None, (float(T), 80.0), ("now", 80.0), (2**63, 80.0), (None, 80.0), (T, "80"), (T, None),
+])
+def test_a_buffer_is_made_of_pairs(pair: Any) -> None:
+    """What is no instant and no number cannot be put into one."""
+    with pytest.raises(InvalidInput, match="pairs of"):
+        sound().replace(buffer=(pair,))
+
+
+@pytest.mark.parametrize("packed", [b"1", bytes(15), bytes(17), sound().packed + b"\0"])
+def test_a_packed_buffer_has_whole_readings(packed: bytes) -> None:
+    assert broken(sound().replace(packed=packed)) == {("buffer", "packed")}
+    assert VALIDATOR.validate(sound().replace(packed=packed), None, sound())
 
 
 # Counts, instants, adaptation, shape.
@@ -274,7 +287,8 @@ def test_an_instant_is_an_int_that_a_calendar_holds(at_us: Any) -> None:
 
 
 @pytest.mark.parametrize(("part", "value"), [
-    ("kalman", None), ("kalman", (80.0,)), ("buffer", []), ("buffer", None), ("adaptation", {}), ("counters", 3),
+    ("kalman", None), ("kalman", (80.0,)), ("packed", bytearray()), ("packed", None), ("packed", ()), ("adaptation", {}),
+    ("counters", 3),
 ])
 def test_a_state_has_its_parts(part: str, value: Any) -> None:
     assert ("shape", part) in broken(msgspec.structs.replace(sound(), **{part: value}))
@@ -304,6 +318,20 @@ def test_a_step_is_judged_as_by_itself(taken: list[tuple[int, float, float]], ki
         if alone:
             break
         state = after
+
+
+def test_a_step_that_is_surely_sound_asks_no_rule() -> None:
+    """The shortcut is taken for an ordinary step, and for nothing that it cannot judge."""
+    asked: list[Any] = []
+    rule = Rule("asked", lambda state, _now_us, _known: asked.append(state) or ())  # type: ignore[func-returns-value]
+    whole = StateValidator([in_one("whole", [rule], _sound_step(Limits()))])
+    before = BODY_WEIGHT.step(started("initial"), Reading(T + US_PER_DAY, (80.0,), 0.15))
+    after = BODY_WEIGHT.step(before, Reading(T + 2 * US_PER_DAY, (80.1,), 0.15))
+    assert whole.validate(after, None, before) == ()
+    assert asked == []
+    for state, now_us, known in ((after, None, None), (after, T, before), (None, None, before), (after, None, object())):
+        whole.validate(state, now_us, known)
+    assert asked == [after, after, None, after]
 
 
 # User rules, and what any rule may do.
