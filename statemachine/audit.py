@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from statemachine.clock import iso
-from statemachine.errors import StoreCorrupt
+from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.validation import Violation
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ GENESIS: Final = bytes(32)
 EVENTS_QUEUED_MAX: Final = 10_000
 FLUSH_S_MAX: Final = 2.0
 TEXT_CHARS_MAX: Final = 2_000
+SAID_BYTES_MAX: Final = 500
 _HEADER_BYTES: Final = 68
 
 
@@ -86,6 +87,26 @@ class Entry(NamedTuple):
     public: Public
     personal: Personal
     context: dict[str, Any] | None = None
+
+
+def act(  # noqa: PLR0913 - each is recorded
+    event: str, attempt_id: str, *, actor: str, reason: str, at_us: int, user: str = "", kind: str = "", outcome: str = "done",
+    trigger: str = "by hand", details: dict[str, Any] | None = None,
+) -> Entry:
+    """The row of an administrative act; raises InvalidInput where actor or reason are missing (`require_said`)."""
+    require_said(user, reason=reason, actor=actor)
+    public = Public(event=event, outcome=outcome, attempt_id=attempt_id, kind=kind)
+    personal = Personal(user=user, at_us=at_us, trigger=trigger, reason=reason, actor=actor, details=details or {})
+    return Entry(public, personal, context_now())
+
+
+def require_said(user: str = "", **texts: str) -> None:
+    """Raise InvalidInput unless each of the texts (reason, actor, ...) is fit for a row: 1 to 500 bytes, no NUL, not blank."""
+    for name, text in texts.items():
+        known = text.encode("utf-8", "replace")
+        if not text.strip() or len(known) > SAID_BYTES_MAX or "\0" in text or known.decode() != text:
+            message = f"the {name} must have 1 to {SAID_BYTES_MAX} bytes of text, for the audit log; it is {text[:40]!r}"
+            raise InvalidInput(message, user=user or None)
 
 
 def plain(text: object) -> str:

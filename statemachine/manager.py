@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from statemachine.audit import Row
+from statemachine.audit import Row, require_said
 from statemachine.breaker import BreakerPolicy, Now, admit
 from statemachine.clock import iso, to_us
 from statemachine.errors import BreakerOpen, InvalidInput, MutationFailed, ResetValidationError, UserUnknown
@@ -24,7 +24,6 @@ from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
-TEXT_BYTES_MAX: Final = 500
 RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery"})
 
 
@@ -98,11 +97,7 @@ class ResetManager:
         self, user: str, kind: str, reason: str, actor: str, expect_version: int | None, *, dry_run: bool,
         at: datetime | None = None,
     ) -> Attempt:
-        for name, text in (("reason", reason), ("actor", actor), ("kind", kind)):
-            known = text.encode("utf-8", "replace")
-            if not text.strip() or len(known) > TEXT_BYTES_MAX or "\0" in text or known.decode() != text:
-                message = f"the {name} must have 1 to {TEXT_BYTES_MAX} bytes of text, for the audit log; it is {text[:40]!r}"
-                raise InvalidInput(message, user=user)
+        require_said(user, reason=reason, actor=actor, kind=kind)
         try:
             event_us = None if at is None else to_us(at)
         except ValueError as error:

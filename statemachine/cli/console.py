@@ -26,6 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from statemachine.errors import (
+    BreakerOpen,
+    ConflictError,
     InvalidInput,
     MutationFailed,
     ResetError,
@@ -72,6 +74,8 @@ JSON: Final = typer.Option("--json", help="Print JSON, with instants in UTC, ins
 
 StoreOption = Annotated[Path, STORE]
 JsonOption = Annotated[bool, JSON]
+ActorOption = Annotated[str, typer.Option("--actor", show_default=False, help="Who does this, for the audit log.")]
+ReasonOption = Annotated[str, typer.Option("--reason", show_default=False, help="Why, for the audit log.")]
 
 
 class Column(NamedTuple):
@@ -113,10 +117,10 @@ def print_json(document: object) -> None:
 
 
 def exit_code(error: ResetError) -> int:
-    """What the command exits with: 1 for a refusal by the rules, 2 for wrong use, 3 for trouble with the store."""
+    """What the command exits with: 1 for a refusal by the rules or the breaker, 2 for wrong use, 3 for trouble with the store."""
     if isinstance(error, InvalidInput | UserUnknown | VersionPruned):
         return WRONG_USE
-    if isinstance(error, MutationFailed | ResetValidationError):
+    if isinstance(error, MutationFailed | ResetValidationError | ConflictError | BreakerOpen):
         return FINDINGS
     return STORE_TROUBLE
 
@@ -163,7 +167,14 @@ def _mute() -> None:
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[Store]:
-    """Open a store that is there; InvalidInput, and nothing is made, where there is none."""
+    """Open a store that is there, to look at it; InvalidInput, and nothing is made, where there is none."""
+    with writing(directory) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[Store]:
+    """Open a store that is there, to change it; InvalidInput, and nothing is made, where there is none."""
     try:
         there = any(directory.iterdir())
     except FileNotFoundError:

@@ -34,8 +34,8 @@ NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 @pytest.mark.parametrize(("error", "code"), [
     (InvalidInput("x"), 2), (UserUnknown("x"), 2), (VersionPruned("x", first=1, last=2), 2),
     (MutationFailed("x", operation="o"), 1), (ResetValidationError("x", operation="o", violations=()), 1),
-    (StoreCorrupt("x"), 3), (StoreFull("x"), 3), (StoreBusy("x"), 3), (ConflictError("x"), 3),
-    (BreakerOpen("x", scope="user", reason="open"), 3), (InvariantViolation("x"), 3),
+    (StoreCorrupt("x"), 3), (StoreFull("x"), 3), (StoreBusy("x"), 3), (ConflictError("x"), 1),
+    (BreakerOpen("x", scope="user", reason="open"), 1), (InvariantViolation("x"), 3),
 ])
 def test_each_error_is_one_line_and_an_exit_code(error: ResetError, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     error.args = ("line one\nline [bold]two[/bold] \x1b[2J",)
