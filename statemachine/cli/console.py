@@ -168,13 +168,20 @@ def _mute() -> None:
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[Store]:
     """Open a store that is there, to look at it; InvalidInput, and nothing is made, where there is none."""
-    with writing(directory) as store:
+    _require_store(directory)
+    with Store.open(directory, readonly=True) as store:
         yield store
 
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[Store]:
     """Open a store that is there, to change it; InvalidInput, and nothing is made, where there is none."""
+    _require_store(directory)
+    with Store.open(directory) as store:
+        yield store
+
+
+def _require_store(directory: Path) -> None:
     try:
         there = any(directory.iterdir())
     except FileNotFoundError:
@@ -184,8 +191,6 @@ def writing(directory: Path) -> Iterator[Store]:
     if not there:
         message = f"no store at {directory}; `resetguard process FILE --store {directory}` makes one"
         raise InvalidInput(message)
-    with Store.open(directory) as store:
-        yield store
 
 
 def require_user(store: Store, user: str) -> None:

@@ -99,9 +99,14 @@ class Store:
         self.store_id = meta.store_id
         self.path = engine.path
         self.emitter = audit.Emitter()
-        owner, self.marks = self._register()
-        self.committer = Committer(
-            engine, self.marks, owner=owner, store_id=meta.store_id, clock=clock, ids=ids, emitter=self.emitter,
+        self.interrupted = 0
+        self._owner: tuple[Marks, Committer] | None = None
+        if engine.readonly:
+            _OPEN_STORES.add(self)
+            return
+        owner, marks = self._register()
+        self._owner = marks, Committer(
+            engine, marks, owner=owner, store_id=meta.store_id, clock=clock, ids=ids, emitter=self.emitter,
             group_size=limits.group_drafts_max if durability == "group" else 1,
         )
         _OPEN_STORES.add(self)
@@ -116,13 +121,16 @@ class Store:
     def open(  # noqa: PLR0913 - each is a setting of its own
         cls, path: str | os.PathLike[str], *, estimator: Estimator = BODY_WEIGHT, durability: Durability = "each",
         rules: Iterable[Rule] = (), limits: StoreLimits | None = None, clock: Clock | None = None, ids: Ids | None = None,
-        opener: Opener = OPENER,
+        opener: Opener = OPENER, readonly: bool = False,
     ) -> Store:
         """Open the store in a directory, creating it (mode 0700) where there is none.
 
         Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
         StoreCorrupt, StoreUnavailable or StoreFull, having changed nothing.
+
+        With `readonly` nothing is made, settled or written (but LMDB's own table of readers), and a store that is not
+        there is StoreUnavailable; every call that would change something raises StoreUnavailable.  Others may write.
         """
         directory = Path(path).absolute()  # it stays the same when the process goes elsewhere
         limits = limits or StoreLimits()
@@ -130,11 +138,18 @@ class Store:
         if durability not in DURABILITIES:
             message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
             raise InvalidInput(message)
-        if _must_create(directory):
+        missing = _must_create(directory)
+        if readonly and missing:
+            message = f"there is no store at {directory} to read; name the directory of one"
+            raise StoreUnavailable(message)
+        if not readonly and (directory / door.MANIFEST).exists():
+            message = f"{directory} is a backup: make a store of it with `resetguard restore-store`, or open it for reading"
+            raise StoreUnavailable(message)
+        if missing:
             door.create(directory, _first_records(estimator, clock, ids), opener)
         engine = Engine(
             directory, sync=durability != "process", map_bytes=limits.map_bytes, map_bytes_max=limits.map_bytes_max,
-            writer_wait_s_max=limits.writer_wait_s_max, clock=clock, opener=opener,
+            writer_wait_s_max=limits.writer_wait_s_max, clock=clock, opener=opener, readonly=readonly,
         )
         try:
             engine.lengthen()
@@ -172,6 +187,28 @@ class Store:
                 raise
         return owner, marks
 
+    @property
+    def readonly(self) -> bool:
+        """Whether the store was opened for reading."""
+        return self._owner is None
+
+    @property
+    def marks(self) -> Marks:
+        """The marks of this owner; StoreUnavailable where the store was opened for reading."""
+        return self._own()[0]
+
+    @property
+    def committer(self) -> Committer:
+        """The commit path of this owner; StoreUnavailable where the store was opened for reading."""
+        return self._own()[1]
+
+    def _own(self) -> tuple[Marks, Committer]:
+        if self._owner is None:
+            self.engine.check_writable()
+            message = f"the store {self.path} has no owner"
+            raise StoreUnavailable(message)
+        return self._owner
+
     def __enter__(self) -> Store:
         """The store itself."""
         return self
@@ -189,6 +226,9 @@ class Store:
             self.engine.check()
         except StoreUnavailable:  # a forked child: the parent's marks and locks are not its to touch
             return
+        if self.readonly:
+            self.engine.close()
+            return
         try:
             draft = Draft(self.engine)
             draft.delete(keys.owner(self.committer.owner))
@@ -205,7 +245,9 @@ class Store:
         return codec.unpack(Meta, codec.unseal(keys.META, self.engine.get(keys.META) or b""))
 
     def draft(self) -> Draft:
-        """An empty draft over what is committed now."""
+        """An empty draft over what is committed now; StoreUnavailable where the store was opened for reading."""
+        if self._owner is None:
+            self.engine.check_writable()
         return Draft(self.engine)
 
     def commit(self, draft: Draft) -> list[Row]:
@@ -416,7 +458,8 @@ _OPEN_STORES: weakref.WeakSet[Store] = weakref.WeakSet()
 
 def _let_go_in_child() -> None:
     for store in list(_OPEN_STORES):
-        store.marks.forget_in_child()
+        if not store.readonly:
+            store.marks.forget_in_child()
         store.engine.forget_in_child()
 
 

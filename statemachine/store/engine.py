@@ -26,6 +26,8 @@ from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeig
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
 OWNERS: Final = "owners"
+MANIFEST: Final = "backup.json"
+"""Beside the data of a backup: what it was made of, and the digest of its bytes."""
 SCAN_ROWS: Final = 1_000
 LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
@@ -76,24 +78,15 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
         if path.samefile("."):
             message = f"{path} is the current directory and cannot be replaced by a store; name a directory in it"
             raise StoreUnavailable(message)
-    aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
     try:
-        _make_parents(path.parent)
-        _clear_leftovers(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(mode=0o700)
-        env = opener(str(aside), map_size=1 << 24, subdir=True, mode=0o600, max_dbs=0, lib_version=LMDB_MAJOR)
-        with env.begin(write=True) as txn:
-            for key, value in records.items():
-                txn.put(key, value)
-        env.sync(True)  # noqa: FBT003 - py-lmdb takes it by position
-        env.close()
-        (aside / OWNERS).mkdir(mode=0o700)
-        os.close(os.open(aside / WRITER_LOCK, os.O_CREAT | os.O_RDWR, 0o600))
-        for name in (DATA, OWNERS, "."):
-            _fsync(aside / name)
-        aside.rename(path)
-        _fsync(path.parent)
+        with placed(path) as aside:
+            env = opener(str(aside), map_size=1 << 24, subdir=True, mode=0o600, max_dbs=0, lib_version=LMDB_MAJOR)
+            with env.begin(write=True) as txn:
+                for key, value in records.items():
+                    txn.put(key, value)
+            env.sync(True)  # noqa: FBT003 - py-lmdb takes it by position
+            env.close()
+            furnish(aside)
     except lmdb.Error as error:
         raise translated(error, "creating", path) from error
     except OSError as error:
@@ -104,8 +97,34 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
             raise StoreFull(message) from error
         message = f"creating the store {path}: {error}; choose a directory that can be written"
         raise StoreUnavailable(message) from error
+
+
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A new directory (0700) aside, which becomes `path` when the block ends: whole, or after a crash or error not at all.
+
+    Whoever fills it syncs its files.  `path` must be absent or an empty directory; OSError where it is not.
+    """
+    aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
+    try:
+        _make_parents(path.parent)
+        _clear_leftovers(path)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(mode=0o700)
+        yield aside
+        fsync(aside)
+        aside.rename(path)
+        fsync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def furnish(directory: Path) -> None:
+    """Give a directory that holds the data what else a store has, and make all of it durable."""
+    (directory / OWNERS).mkdir(mode=0o700, exist_ok=True)
+    os.close(os.open(directory / WRITER_LOCK, os.O_CREAT | os.O_RDWR, 0o600))
+    fsync(directory / DATA)
+    fsync(directory / OWNERS)
 
 
 def _make_parents(directory: Path) -> None:
@@ -113,7 +132,7 @@ def _make_parents(directory: Path) -> None:
     missing = [p for p in (directory, *directory.parents) if not p.exists()]
     for made in reversed(missing):
         made.mkdir(exist_ok=True)
-        _fsync(made.parent)
+        fsync(made.parent)
 
 
 def _clear_leftovers(path: Path) -> None:
@@ -134,7 +153,8 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file or the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -147,12 +167,13 @@ class Engine:
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self, path: Path, *, sync: bool, map_bytes: int, map_bytes_max: int, writer_wait_s_max: float, clock: Clock,
-        opener: Opener = OPENER,
+        opener: Opener = OPENER, readonly: bool = False,
     ) -> None:
         self.path = path
         self.clock = clock
         self.map_bytes_max = map_bytes_max
         self.writer_wait_s_max = writer_wait_s_max
+        self.readonly = readonly
         self._settings = {"sync": sync, "opener": opener}
         self._pid = os.getpid()
         self._gate = threading.Condition()
@@ -182,8 +203,13 @@ class Engine:
         """
         data = self.path / DATA
         wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        if data.stat().st_size >= wanted:
+        size = data.stat().st_size  # asked after `wanted`: a file that another process writes only grows
+        if size >= wanted:
             return
+        if self.readonly:
+            message = (f"{data} was cut short: it has {size} bytes of {wanted}; open the store for writing to mend what can be, "
+                       "or restore it from a backup")
+            raise StoreCorrupt(message)
         with self.turn():  # nobody is writing now
             wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             if data.stat().st_size < wanted:
@@ -210,7 +236,7 @@ class Engine:
     def _open(self, map_bytes: int) -> lmdb.Environment:
         env: lmdb.Environment = self._settings["opener"](  # type: ignore[operator]
             str(self.path), map_size=min(map_bytes, self.map_bytes_max), subdir=True, create=False, mode=0o600, max_dbs=0,
-            sync=self._settings["sync"], max_spare_txns=16, max_readers=1024, lib_version=LMDB_MAJOR,
+            sync=self._settings["sync"], readonly=self.readonly, max_spare_txns=16, max_readers=1024, lib_version=LMDB_MAJOR,
         )
         env.reader_check()
         return env
@@ -243,6 +269,13 @@ class Engine:
             raise StoreUnavailable(message)
         if os.getpid() != self._pid:
             message = f"the store {self.path} was opened by process {self._pid}; a forked child cannot use it"
+            raise StoreUnavailable(message)
+
+    def check_writable(self) -> None:
+        """As `check`, and raise StoreUnavailable when the store was opened for reading."""
+        self.check()
+        if self.readonly:
+            message = f"the store {self.path} was opened for reading and cannot be changed; open it without readonly=True"
             raise StoreUnavailable(message)
 
     @contextlib.contextmanager
@@ -325,7 +358,7 @@ class Engine:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """The right to write, among all processes; raises StoreBusy after `writer_wait_s_max`."""
-        self.check()
+        self.check_writable()
         waited, pause = 0.0, _POLL_S[0]
         if self._writer is None:
             try:
@@ -404,6 +437,23 @@ class Engine:
             finally:
                 self._growing = False
                 self._gate.notify_all()
+
+    def copy_to(self, target: Path) -> None:
+        """Write what is committed at one moment to a new file (0600), without free pages; durable on return.
+
+        Other processes may write meanwhile.  In this one, a writer that must grow the map waits until the copy is made.
+        Raises StoreFull where the disk of `target` is.
+        """
+        descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            with self.reading():  # LMDB's copy reads in a transaction of its own, which this one keeps the map for
+                try:
+                    self._env.copyfd(descriptor, compact=True)
+                except lmdb.Error as error:
+                    raise translated(error, f"copying to {target}", self.path) from error
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def info(self) -> dict[str, Any]:
         """Map size, pages used and readers, as LMDB counts them."""

@@ -37,7 +37,7 @@ USERS = [MARKUP, "ana", EVIL, "only-aside", FAMILY]
 RUN_DEPENDENT = {"attempt_id", "seq", "owner", "trace_id", "store_id", "written_at", "duration_us", "seconds", "epoch",
                  "prev_hash", "hash", "head_author"}
 COMMANDS = ["users", "show", "history", "diff", "quarantine", "quarantine list", "audit", "audit list", "audit show",
-            "audit verify", "process", "demo"]
+            "audit verify", "process", "demo", "backup", "restore-store"]
 
 
 class FixedClock:
@@ -531,15 +531,16 @@ def test_json_names_what_depends_on_the_run(path: Path, tmp_path: Path, argument
 
 
 def test_events_reach_neither_stream_unless_asked_for(tmp_path: Path) -> None:
-    """The opening of a store settles what a dead process left, which is an event."""
-    path = tmp_path / "s"
+    """Opening a store to write settles what a dead process left, which is an event."""
+    path, rows = tmp_path / "s", tmp_path / "rows.csv"
     fill(path)
+    rows.write_text("user_id,timestamp,weight,unit\nnew,2024-01-05T07:00:00Z,80.0,kg\n", encoding="utf-8")
     died = ("import os, sys\nfrom statemachine import ResetManager, Store\nstore = Store.open(sys.argv[1])\n"
             "ResetManager(store).perform_reset('ana', reason='r', actor='a', operations=[('die', lambda s: os._exit(9))])\n")
     for verbose in ([], ["--verbose"]):
         subprocess.run([sys.executable, "-c", died, str(path)], env=environment(), check=False, timeout=60)
-        ran = child(path, *verbose, "users", "--json")
-        assert len(ran.lines) == len(USERS)
+        ran = child(path, *verbose, "process", str(rows), "--json")
+        assert len(ran.lines) == 1
         assert [json.loads(line)["event"] for line in ran.err.splitlines()] == (["reset.interrupted"] if verbose else [])
 
 
