@@ -4,8 +4,13 @@
 add a row of their own (`audit.ANCHORS`) that says which rows were erased, by whom and why, and does not name the user.
 
 What is not the store's to find: a user's id in a text that an operator gave (a reason, an actor, the name of a file read), and
-in an unreadable row that could not be attributed to the user.  Bytes that LMDB no longer uses stay in the data file until it
-uses their page again; `forget` says more.
+in an unreadable row that could not be attributed to the user.
+
+What LMDB keeps: no record names the user, but the data file still holds bytes that no record is made of.  Pages that became
+free, and the unused part of pages in use, keep what they held until LMDB writes them again; and a branch page may keep a key
+of the user (its id, no value) as the bound between two pages.  LMDB's own compacting copy clears the first two and keeps the
+bound; only a file made anew, record by record, is free of all three.  Files of marks that other processes have open, and
+backups, are not reached.
 """
 
 from __future__ import annotations
