@@ -32,6 +32,8 @@ EVENTS_QUEUED_MAX: Final = 10_000
 FLUSH_S_MAX: Final = 2.0
 TEXT_CHARS_MAX: Final = 2_000
 SAID_BYTES_MAX: Final = 500
+ANCHORS: Final = ("user.forgotten", "audit.pruned")
+"""The acts that erase personal parts; their rows say of which others (`covered`), and are themselves never erased."""
 _HEADER_BYTES: Final = 68
 
 
@@ -175,6 +177,29 @@ def parse(data: bytes) -> Row:
         message = f"an audit row does not decode: {error}"
         raise StoreCorrupt(message) from error
     return Row(public, person, prev_hash, row_hash(prev_hash, digest, body), erased=not personal)
+
+
+def erased(data: bytes) -> bytes:
+    """The stored bytes of a row without its personal part; its digest and so its hash stay."""
+    return data[:_HEADER_BYTES + int.from_bytes(data[64:68], "big")]
+
+
+def covered(row: Row) -> tuple[tuple[int, int], ...]:
+    """The rows whose personal parts this row says were erased, as (first, last); none where it is no anchor.
+
+    Raises StoreCorrupt for an anchor that does not say it, or names a row that is not before itself.
+    """
+    if row.public.event not in ANCHORS:
+        return ()
+    try:
+        ranges = msgspec.convert(row.personal.details.get("seqs"), tuple[tuple[int, int], ...])
+    except msgspec.ValidationError as error:
+        message = f"row {row.public.seq} erased others and does not say which: {error}"
+        raise StoreCorrupt(message) from error
+    if not all(0 < first <= last < row.public.seq for first, last in ranges):
+        message = f"row {row.public.seq} says that it erased rows which are not before it"
+        raise StoreCorrupt(message)
+    return ranges
 
 
 class Emitter:

@@ -117,8 +117,10 @@ class Marks:
         self._map[slot * SLOT_BYTES] = state
 
     def release(self, slot: int) -> None:
-        """Empty a slot whose attempt has its outcome in the log."""
-        self._map[slot * SLOT_BYTES] = FREE
+        """Empty a slot whose attempt has its outcome in the log; nothing of what it said stays in the file."""
+        start = slot * SLOT_BYTES
+        self._map[start] = FREE
+        self._map[start:start + SLOT_BYTES] = bytes(SLOT_BYTES)
         self._ended.pop(slot, None)
         self._free.append(slot)
 

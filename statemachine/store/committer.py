@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from itertools import takewhile, zip_longest
 from typing import Final
 
 import lmdb
@@ -266,12 +267,22 @@ def _judged(txn: lmdb.Transaction[bytes], draft: Draft) -> tuple[MissReason | No
     for key, value in draft.expected.items():
         if txn.get(key) != value:
             return "conflict", {}
+    for (start, stop), wanted in draft.expected_keys.items():
+        if not _are_keys(txn, start, stop, wanted):
+            return "conflict", {}
     breakers: dict[bytes, Breaker] = {}
     for event in draft.events:
         own, common = _after(txn, event, breakers)
         if event.result == "success" and (own.generation != event.generation or "open" in (own.mode, common.mode)):
             return "breaker", {}
     return None, breakers
+
+
+def _are_keys(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, wanted: list[bytes]) -> bool:
+    with txn.cursor() as cursor:
+        cursor.set_range(start)
+        found = takewhile(lambda key: key < stop, cursor.iternext(keys=True, values=False)) if cursor.key() else ()
+        return all(key == other for key, other in zip_longest(found, wanted))
 
 
 def _after(txn: lmdb.Transaction[bytes], event: BreakerEvent, breakers: dict[bytes, Breaker]) -> tuple[Breaker, Breaker]:

@@ -60,6 +60,7 @@ class Draft:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.expected: dict[bytes, bytes | None] = {}
+        self.expected_keys: dict[tuple[bytes, bytes], list[bytes]] = {}
         self.puts: dict[bytes, bytes | None] = {}
         self.entries: list[Entry] = []
         self.events: list[BreakerEvent] = []
@@ -121,6 +122,12 @@ class Draft:
         """The commit applies only if the stored value is `value`, which the caller knows from an earlier read."""
         if key not in self.puts:
             self.expected.setdefault(key, value)
+
+    def expect_keys(self, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        """The stored records with start <= key < stop; the commit applies only if these keys, and no others, are there then."""
+        found = list(self._engine.scan(start, stop))
+        self.expected_keys[start, stop] = [key for key, _ in found]
+        return found
 
     def put(self, key: bytes, content: bytes, *, compress: bool = False) -> bytes:
         """Set the record under `key`; the bytes that will be stored."""

@@ -745,15 +745,17 @@ def test_a_log_forged_from_some_row_on_is_found_by_a_hash_noted_elsewhere(logged
         assert [store.verify_audit(noted).bad_seq is None for noted in hashes] == [True, True, False, False, False, False]
 
 
-def test_a_payload_may_be_erased_and_the_chain_still_verifies(logged: Path) -> None:
-    """The hash covers a digest of the personal part: without that part the row still stands in its place."""
+def test_a_payload_dropped_by_hand_leaves_the_chain_and_is_found(logged: Path) -> None:
+    """The hash covers a digest of the personal part: the row still stands in its place, but nobody said who erased it."""
     with opened(logged) as store:
         before = store.audit_tail()
     with raw(logged) as txn:
         log = Log(txn)
         log.put(3, log.rows[3][:public_of(log.rows[3])[1]])
     with opened(logged) as store:
-        assert store.verify_audit(before[1]) == (ROWS, before[1], None, "")
+        found = store.verify_audit(before[1])
+        assert found[:3] == (ROWS, before[1], 3)
+        assert "says who erased it" in found.problem
         row = list(store.audit())[2]
         assert (row.erased, row.personal.user, row.public.outcome) == (True, "", "committed")
 

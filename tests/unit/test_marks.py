@@ -287,3 +287,12 @@ def test_the_row_of_a_mark_says_all_that_is_known() -> None:
     assert (public.attempt_id, public.base_version, public.breaker_generation) == (f"{7:032x}", 4, 2)
     assert (personal.user, personal.at_us, personal.trigger) == ("user 7", 99, "by hand")
     assert (personal.reason, personal.actor, personal.error) == ("a reason", "ops", "it died")
+
+
+def test_a_released_slot_keeps_nothing_of_what_it_said(marks: Marks) -> None:
+    """The file is only zeros again, whatever was written over what."""
+    slot = marks.fill(mark(1, error="a long text that is then written over by a shorter one"))
+    marks.write(slot, mark(1, ENDED))
+    assert b"user 1" in marks.path.read_bytes()
+    marks.release(slot)
+    assert not marks.path.read_bytes().strip(b"\0")
