@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, inspect, operate
+from statemachine.cli import auditing, inspect, mend, operate
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -23,6 +23,7 @@ app.command()(demo)
 inspect.register(app)
 auditing.register(app)
 operate.register(app)
+mend.register(app)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,84 @@
+"""The operator's hand on what was kept aside and what is damaged: `quarantine drop`, `recover`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from statemachine.cli import console, inspect
+from statemachine.cli.inspect import UserArgument
+from statemachine.cli.instants import instant_us
+from statemachine.errors import StoreCorrupt
+from statemachine.manager import ResetManager
+from statemachine.requarantine import drop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+
+def register(app: typer.Typer) -> None:
+    """Make the commands here part of `app`."""
+    inspect.quarantine.command("drop")(quarantine_drop)
+    app.command()(recover)
+
+
+def quarantine_drop(  # noqa: PLR0913 - one parameter an option of the command
+    user: UserArgument, store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption,
+    before: Annotated[str | None, typer.Option(metavar="TIME", show_default=False, help=(
+        "Only measurements of before this: ISO 8601 (UTC unless it says), or 2h, 3d ago."))] = None,
+    json: console.JsonOption = False,
+) -> None:
+    """Delete what is kept aside of a user, for good, and note in the audit log how much it was.
+
+    Example: resetguard quarantine drop u1 --store ./state --actor ops@example.org --reason "the scale of a guest"
+    """
+    with console.command(), console.writing(store) as opened:
+        console.require_user(opened, user)
+        before_us = None if before is None else instant_us(before, opened.clock.now_us())
+        done = drop(opened, user, actor=actor, reason=reason, before_us=before_us)
+        if json:
+            console.print_json({"user": user, **done._asdict(), "kept_aside": opened.kept_count(user)})
+        else:
+            console.say(f"dropped {done.measurements} measurements and {done.unreadable} unreadable rows of {user!r}")
+
+
+def recover(
+    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption,
+    user: Annotated[str | None, typer.Option(help="This user alone.", show_default=False)] = None,
+    json: console.JsonOption = False,
+) -> None:
+    """Settle what processes that died left behind, and walk every user back whose head cannot be read.
+
+    Example: resetguard recover --store ./state --actor ops@example.org --reason "after the disk failed"
+    """
+    with console.command(), console.writing(store) as opened:
+        if user is not None:
+            console.require_user(opened, user)
+        failed: list[str] = []
+        manager = ResetManager(opened)
+        names = opened.users() if user is None else iter((user,))
+        rows = _recovered(manager, names, failed, actor=actor, reason=reason)
+        columns = tuple(console.Column(name, lambda row, name=name: row[name], fold=12) for name in (
+            "user", "outcome", "from_version", "version", "left_out", "error"))
+        console.print_rows(rows, columns, json=json, empty="no user's head is damaged")
+        console.say(f"{opened.interrupted} attempts of processes that died were settled as interrupted")
+        if failed:
+            raise typer.Exit(console.FINDINGS)
+
+
+def _recovered(
+    manager: ResetManager, names: Iterator[str], failed: list[str], *, actor: str, reason: str,
+) -> Iterator[dict[str, Any]]:
+    for name in names:
+        try:
+            done = manager.recover(name, actor=actor, reason=reason)
+        except StoreCorrupt as error:
+            failed.append(name)
+            yield {"user": name, "outcome": "failed", "attempt_id": None, "from_version": None, "version": None,
+                   "left_out": None, "error": str(error)}
+            continue
+        if done is not None:
+            yield {"user": name, "outcome": "recovered", "attempt_id": done.attempt_id, "from_version": done.from_version,
+                   "version": done.version, "left_out": done.left_out, "error": None}

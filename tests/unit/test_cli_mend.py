@@ -1,0 +1,90 @@
+"""`quarantine drop` and `recover`: what they change, what they leave, and what the audit log says of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from statemachine import Measurement, Processor, ResetManager, Store
+from statemachine.cli import app
+from statemachine.processor import SourceRow
+from statemachine.store import keys
+from statemachine.store.records import Unreadable
+
+T0 = datetime(2024, 1, 5, 7, tzinfo=UTC)
+BY = ["--actor", "ops@example.org", "--reason", "a guest"]
+
+pytestmark = pytest.mark.usefixtures("no_events")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two users with six accepted measurements and two held ones each, and an unreadable row of each."""
+    with Store.open(tmp_path / "state") as store:
+        processor = Processor(ResetManager(store))
+        intake = processor.intake([(None, "w.csv")], lambda _number, _outcome: None)
+        for number, user in enumerate(("ana", "bob")):
+            processor.process_batch(Measurement(user=user, at=T0 + timedelta(days=day), weight_kg=kg)
+                                    for day, kg in enumerate((80.0, 80.1, 80.0, 80.1, 80.0, 80.1, 140.0, 30.0)))
+            intake.add(0, SourceRow(number, None, Unreadable(line=number, raw="x", reason="no weight", user=user)))
+        intake.flush()
+    return tmp_path / "state"
+
+
+def run(path: Path, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    result = CliRunner().invoke(app, [*arguments, "--store", str(path), "--json"])
+    assert result.exit_code == code, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def kept(path: Path) -> dict[str, int]:
+    with Store.open(path) as store:
+        for user in ("ana", "bob"):
+            assert store.kept_count(user) == sum(row.at_us is not None for row in store.quarantine(user))
+        return {user: len(list(store.quarantine(user))) for user in ("ana", "bob")}
+
+
+def test_drop_deletes_what_is_kept_of_one_user_and_audits_the_count(path: Path) -> None:
+    assert kept(path) == {"ana": 3, "bob": 3}
+    (told,) = run(path, "quarantine", "drop", "ana", *BY, "--before", (T0 + timedelta(days=7)).isoformat())
+    assert (told["measurements"], told["unreadable"], told["kept_aside"]) == (1, 0, 1)
+    assert kept(path) == {"ana": 2, "bob": 3}
+    (told,) = run(path, "quarantine", "drop", "ana", *BY)
+    assert (told["measurements"], told["unreadable"], told["kept_aside"]) == (1, 1, 0)
+    assert kept(path) == {"ana": 0, "bob": 3}
+    with Store.open(path) as store:
+        row = store.inspect(told["attempt_id"])
+        assert row is not None
+        assert (row.public.event, row.personal.actor, row.personal.details["measurements"]) == (
+            "quarantine.dropped", "ops@example.org", 1)
+        loaded = store.load("ana")
+        assert loaded is not None
+        assert loaded.version == 6
+        assert store.verify_audit().bad_seq is None
+
+
+def test_recover_walks_back_every_user_whose_head_is_damaged(path: Path) -> None:
+    assert run(path, "recover", *BY) == []
+    with Store.open(path) as store:
+        key = keys.head(b"bob")
+        store.engine.update(lambda put: put(key, b"torn"))
+    (told,) = run(path, "recover", *BY)
+    assert (told["user"], told["outcome"], told["version"], told["left_out"]) == ("bob", "recovered", 6, 0)
+    with Store.open(path) as store:
+        row = store.inspect(told["attempt_id"])
+        assert row is not None
+        assert (row.public.event, row.personal.actor, row.personal.reason) == ("state.recovered", "ops@example.org", "a guest")
+        assert row.public.duration_us is not None
+        assert store.head("bob") is not None
+
+
+@pytest.mark.parametrize("arguments", [["recover", *BY[:2]], ["recover", *BY[2:]], ["quarantine", "drop", "ana", *BY[:2]],
+                                       ["quarantine", "drop", "nobody", *BY], ["recover", "--user", "nobody", *BY]])
+def test_wrong_use_ends_with_2(path: Path, arguments: list[str]) -> None:
+    assert run(path, *arguments, code=2) == []
+    assert kept(path) == {"ana": 3, "bob": 3}
