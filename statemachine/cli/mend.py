@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,13 +10,16 @@ import typer
 from statemachine.cli import console, inspect
 from statemachine.cli.inspect import UserArgument
 from statemachine.cli.instants import instant_us
-from statemachine.errors import StoreCorrupt
+from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.manager import ResetManager
 from statemachine.requarantine import drop
+from statemachine.store import fencing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from statemachine.store import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -44,28 +48,55 @@ def quarantine_drop(  # noqa: PLR0913 - one parameter an option of the command
             console.say(f"dropped {done.measurements} measurements and {done.unreadable} unreadable rows of {user!r}")
 
 
-def recover(
-    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption,
+def recover(  # noqa: PLR0913 - one parameter an option of the command
+    store: console.StoreOption,
+    actor: Annotated[str | None, typer.Option(help="Who does this, for the audit log.", show_default=False)] = None,
+    reason: Annotated[str | None, typer.Option(help="Why, for the audit log.", show_default=False)] = None,
     user: Annotated[str | None, typer.Option(help="This user alone.", show_default=False)] = None,
+    fence: Annotated[int | None, typer.Option(metavar="OWNER", show_default=False, help=(
+        "Only forbid this process, by its number, every later commit: for one that is stopped and will not end."))] = None,
+    list_owners: Annotated[bool, typer.Option("--list", help="Only list the processes that have the store open.")] = False,
     json: console.JsonOption = False,
 ) -> None:
     """Settle what processes that died left behind, and walk every user back whose head cannot be read.
 
+    --actor and --reason are needed for all but --list.
+
     Example: resetguard recover --store ./state --actor ops@example.org --reason "after the disk failed"
     """
     with console.command(), console.writing(store) as opened:
+        if list_owners:
+            _list(opened, json=json)
+            return
+        if actor is None or reason is None:
+            message = "give --actor and --reason, for the audit log"
+            raise InvalidInput(message)
+        if fence is not None:
+            attempt_id = fencing.fence(opened, fence, actor=actor, reason=reason)
+            if json:
+                console.print_json({"owner": fence, "outcome": "fenced", "attempt_id": attempt_id})
+            else:
+                console.say(f"owner {fence} is fenced: what it tries to commit from now on is refused")
+            return
         if user is not None:
             console.require_user(opened, user)
         failed: list[str] = []
         manager = ResetManager(opened)
         names = opened.users() if user is None else iter((user,))
         rows = _recovered(manager, names, failed, actor=actor, reason=reason)
-        columns = tuple(console.Column(name, lambda row, name=name: row[name], fold=12) for name in (
+        columns = tuple(console.Column(name, itemgetter(name), fold=12) for name in (
             "user", "outcome", "from_version", "version", "left_out", "error"))
         console.print_rows(rows, columns, json=json, empty="no user's head is damaged")
         console.say(f"{opened.interrupted} attempts of processes that died were settled as interrupted")
         if failed:
             raise typer.Exit(console.FINDINGS)
+
+
+def _list(store: Store, *, json: bool) -> None:
+    columns = (console.Column("owner", lambda row: row["owner"], right=True),
+               console.Column("alive", lambda row: "yes" if row["alive"] else "no"))
+    rows = (found._asdict() for found in fencing.owners(store) if not found.own)
+    console.print_rows(rows, columns, json=json, empty="no other process has the store open")
 
 
 def _recovered(

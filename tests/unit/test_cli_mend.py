@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from statemachine.cli import app
 from statemachine.processor import SourceRow
 from statemachine.store import keys
 from statemachine.store.records import Unreadable
+from tests.unit.processes import answer, line, started
 
 T0 = datetime(2024, 1, 5, 7, tzinfo=UTC)
 BY = ["--actor", "ops@example.org", "--reason", "a guest"]
@@ -88,3 +90,41 @@ def test_recover_walks_back_every_user_whose_head_is_damaged(path: Path) -> None
 def test_wrong_use_ends_with_2(path: Path, arguments: list[str]) -> None:
     assert run(path, *arguments, code=2) == []
     assert kept(path) == {"ana": 3, "bob": 3}
+
+
+def test_a_stopped_process_that_is_fenced_commits_nothing_when_it_goes_on(path: Path) -> None:
+    other = started("""
+        with Store.open(path) as store:
+            manager = ResetManager(store)
+            def slow(s):
+                say(store.committer.owner)
+                heard()
+                return s.replace(x0=81.0)
+            try:
+                manager.perform_reset("ana", operations=[("slow", slow)], actor="a", reason="b")
+            except StoreUnavailable as error:
+                say("fenced" in str(error))
+    """, path)
+    owner = int(line(other))
+    other.send_signal(signal.SIGSTOP)
+    try:
+        (listed,) = run(path, "recover", "--list")
+        assert (listed["owner"], listed["alive"]) == (owner, True)
+        (told,) = run(path, "recover", "--fence", str(owner), *BY)
+        assert told["outcome"] == "fenced"
+        assert (path / "owners" / str(owner)).exists()
+        assert run(path, "recover", "--list") == []
+        run(path, "recover", "--fence", str(owner), *BY, code=2)
+    finally:
+        other.send_signal(signal.SIGCONT)
+    assert answer(other, "go on\n") == "True"
+    with Store.open(path) as store:
+        loaded = store.load("ana")
+        assert loaded is not None
+        assert loaded.version == 6
+        row = store.inspect(told["attempt_id"])
+        assert row is not None
+        assert (row.public.event, row.personal.details) == ("owner.fenced", {"fenced": owner})
+        assert [r.public.outcome for r in store.audit("ana")][-1] == "rolled_back"
+        assert store.verify_audit().bad_seq is None
+    assert not (path / "owners" / str(owner)).exists()
