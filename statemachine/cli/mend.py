@@ -1,4 +1,4 @@
-"""The operator's hand on what was kept aside and what is damaged: `quarantine drop`, `recover`."""
+"""The operator's hand on what was kept aside and what is damaged: `quarantine replay`, `quarantine drop`, `recover`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statemachine.cli.inspect import UserArgument
 from statemachine.cli.instants import instant_us
 from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.manager import ResetManager
-from statemachine.requarantine import drop
+from statemachine.requarantine import drop, replay
 from statemachine.store import fencing
 
 if TYPE_CHECKING:
@@ -24,8 +24,27 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Make the commands here part of `app`."""
+    inspect.quarantine.command("replay")(quarantine_replay)
     inspect.quarantine.command("drop")(quarantine_drop)
     app.command()(recover)
+
+
+def quarantine_replay(
+    user: UserArgument, store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption,
+    json: console.JsonOption = False,
+) -> None:
+    """Offer what is kept aside of a user, and later than the state, once more to the ordinary decision, in time order.
+
+    Example: resetguard quarantine replay u1 --store ./state --actor ops@example.org --reason "after the restore"
+    """
+    with console.command(), console.writing(store) as opened:
+        console.require_user(opened, user)
+        done = replay(ResetManager(opened), user, actor=actor, reason=reason)
+        if json:
+            console.print_json({"user": user, **done._asdict(), "kept_aside": opened.kept_count(user)})
+        else:
+            console.say(f"offered {done.offered} measurements of {user!r} once more: {done.accepted + done.admitted} were "
+                        f"taken in, {done.kept} are kept aside")
 
 
 def quarantine_drop(  # noqa: PLR0913 - one parameter an option of the command

@@ -128,3 +128,32 @@ def test_a_stopped_process_that_is_fenced_commits_nothing_when_it_goes_on(path: 
         assert [r.public.outcome for r in store.audit("ana")][-1] == "rolled_back"
         assert store.verify_audit().bad_seq is None
     assert not (path / "owners" / str(owner)).exists()
+
+
+def test_replay_offers_what_is_later_than_the_head_once_more_and_loses_nothing(path: Path) -> None:
+    """Held before a reset by hand from a weight near them, the one that now fits is taken in, and none counts twice."""
+    def identities() -> dict[bytes, int]:
+        with Store.open(path) as store:
+            return {key: kept.disposition for key, kept in store.draft().identities(b"ana", -(2**62))}
+
+    before = identities()
+    (told,) = run(path, "quarantine", "replay", "ana", *BY)
+    assert (told["offered"], told["accepted"], told["admitted"], told["kept"], told["kept_aside"]) == (2, 0, 0, 2, 2)
+    assert identities() == before
+    run(path, "reset", "ana", "--weight", "140.2", "--at", (T0 + timedelta(days=5.5)).isoformat(), *BY)
+    (told,) = run(path, "quarantine", "replay", "ana", *BY)
+    assert (told["offered"], told["accepted"], told["admitted"], told["kept"], told["kept_aside"]) == (2, 1, 0, 1, 1)
+    after = identities()
+    assert len(after) == len(before) + 1
+    assert before.keys() < after.keys()
+    assert sum(disposition == 0 for disposition in after.values()) == 8
+    assert kept(path)["ana"] == 2
+    with Store.open(path) as store:
+        rows = [row.public.event for row in store.audit("ana")]
+        assert rows[-2:] == ["quarantine.released", "quarantine.replayed"]
+        loaded = store.load("ana")
+        assert loaded is not None
+        assert loaded.version == 8
+        assert loaded.state.kalman.at_us == round((T0 + timedelta(days=6)).timestamp() * 1e6)
+    (told,) = run(path, "quarantine", "replay", "ana", *BY)
+    assert (told["offered"], told["accepted"], told["kept"]) == (1, 0, 1)
