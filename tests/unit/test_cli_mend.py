@@ -157,3 +157,15 @@ def test_replay_offers_what_is_later_than_the_head_once_more_and_loses_nothing(p
         assert loaded.state.kalman.at_us == round((T0 + timedelta(days=6)).timestamp() * 1e6)
     (told,) = run(path, "quarantine", "replay", "ana", *BY)
     assert (told["offered"], told["accepted"], told["kept"]) == (1, 0, 1)
+
+
+def test_a_measurement_offered_once_more_is_no_evidence_for_itself(path: Path) -> None:
+    """Two that agree are held: counted once each they are too few for a reset, however often they are offered."""
+    with Store.open(path) as store:
+        Processor(ResetManager(store)).process_batch(
+            Measurement(user="new", at=T0 + timedelta(days=day), weight_kg=kg)
+            for day, kg in enumerate((80.0, 80.1, 80.0, 80.1, 80.0, 80.1, 80.0, 80.1, 95.0, 95.1)))
+        assert store.kept_count("new") == 2
+    for _ in range(2):
+        (told,) = run(path, "quarantine", "replay", "new", *BY)
+        assert (told["offered"], told["accepted"], told["kept"]) == (2, 0, 2)
