@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from statemachine.store import Store
     from statemachine.transaction import ResetResult
 
-UserArgument = Annotated[str | None, typer.Argument(help="The user's id; or give --users.", metavar="[USER]", show_default=False)]
+UserArgument = Annotated[str | None, typer.Argument(help="The user's id; or give --users.", metavar="USER", show_default=False)]
 ExpectOption = Annotated[int | None, typer.Option("--expect-version", metavar="M", show_default=False, help=(
     "Change nothing unless the user is at this version."))]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
