@@ -15,7 +15,7 @@ from statemachine.clock import iso, to_us
 from statemachine.errors import BreakerOpen, InvalidInput, MutationFailed, ResetValidationError, UserUnknown
 from statemachine.estimator import Estimator, source_name
 from statemachine.policy import Decision, ResetPolicy, Situation
-from statemachine.recovery import Recovered, recover, restore
+from statemachine.recovery import Recovered, last_known_good, recover, restore
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities
 from statemachine.store.draft import Draft
@@ -147,9 +147,18 @@ class ResetManager:
         attempt = self._attempt(user, "restore", reason, actor, expect_version, dry_run=dry_run)
         return restore(self.context, attempt, to_version)
 
-    def recover(self, user: str) -> Recovered | None:
-        """Walk a user back past damage to the newest good version; None when there is no damage."""
-        return recover(self.context, user, self.store.clock.now_us())
+    def last_known_good(self, user: str) -> int:
+        """The version that `restore` should go back to; see `recovery.last_known_good` for which it is and what it raises."""
+        return last_known_good(self.store, user)
+
+    def recover(self, user: str, *, actor: str = "", reason: str = "") -> Recovered | None:
+        """Walk a user back past damage to the newest good version; None when there is no damage.
+
+        Where a person asks for it, `actor` and `reason` are recorded; InvalidInput for one without the other.
+        """
+        if actor or reason:
+            require_said(user, reason=reason, actor=actor)
+        return recover(self.context, user, self.store.clock.now_us(), actor=actor, reason=reason)
 
     def inspect(self, attempt_id: str) -> Row | None:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""

@@ -108,6 +108,7 @@ class Processor:
     def __init__(self, manager: ResetManager) -> None:
         self.manager = manager
         self.store: Store = manager.store
+        self.reading = manager.store.estimator.reading
         self._cache: dict[str, _User] = {}
 
     def process(self, measurement: Measured) -> Outcome:
@@ -242,7 +243,7 @@ class Processor:
             reason = f"from the future: {iso(measurement.at_us)} is after the present, {iso(batch.present_us)}"
             return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
         try:
-            reading = self.store.estimator.reading(measurement)
+            reading = self.reading(measurement)
         except InvalidInput as error:
             return self._kept(batch, key, measurement, origin, QUARANTINED, str(error))
         incoming = Incoming(measurement, key, reading, origin)
@@ -317,7 +318,7 @@ class Processor:
     ) -> Outcome:
         user, name = user_key(measurement.user), measurement.user
         try:
-            reading = self.store.estimator.reading(measurement)
+            reading = self.reading(measurement)
         except InvalidInput:
             reading = None
         identities.keep_aside(batch.draft, user, key, identities.identity(measurement, reading, origin, disposition, reason))

@@ -7,11 +7,12 @@ with the reason, in the same commit.
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 from statemachine import codec
 from statemachine.audit import Entry, Personal, Public
-from statemachine.errors import StoreCorrupt
+from statemachine.errors import StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, newest_version
@@ -26,6 +27,7 @@ class Recovered(NamedTuple):
     from_version: int
     version: int
     left_out: int
+    attempt_id: str = ""
 
 
 def restore(context: Context, attempt: Attempt, version: int) -> ResetResult:
@@ -41,12 +43,48 @@ def restore(context: Context, attempt: Attempt, version: int) -> ResetResult:
         return tx.commit()
 
 
-def recover(context: Context, user: str, at_us: int) -> Recovered | None:
+def last_known_good(store: Store, user: str) -> int:
+    """The version to go back to when the head is not to be trusted.
+
+    During probation that is the version before the reset under probation.  Otherwise it is the newest before the head
+    that reads and passes the rules, and for a head that cannot be read the newest of all.  Raises UserUnknown where no
+    state is stored, VersionPruned where nothing stood before, StoreCorrupt where nothing earlier can be read.
+    """
+    key, draft = user_key(user), store.draft()
+    try:
+        head = draft.head(key)
+    except StoreCorrupt:
+        good = store.newest_good(user)
+        if good is None:
+            raise
+        return good.version
+    if head is None:
+        message = f"no state is stored for {user!r}"
+        raise UserUnknown(message, user=user)
+    pin = draft.pin(key) if head.probation is not None else None
+    if pin is not None and pin.version:
+        return pin.version
+    if pin is not None or head.version == head.first:
+        message = f"nothing stood before the state of {user!r}: there is no earlier good version to go back to"
+        raise VersionPruned(message, first=head.first, last=head.version, user=user)
+    for version, _ in log.versions(store.engine.scan, key):
+        if version < head.version:
+            with contextlib.suppress(StoreCorrupt):
+                loaded = store.load(user, version)
+                if loaded is not None and not loaded.violations:
+                    return version
+    message = f"no version of {user!r} before its head, {head.version}, can be read and passes the rules in force"
+    raise StoreCorrupt(message, user=user, newest_good=head.version)
+
+
+def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason: str = "") -> Recovered | None:
     """Walk back past damage; None when the user's head and log agree and there is nothing to do.
 
-    Durable on return.  Raises StoreCorrupt, having changed nothing, when no version can be read.
+    Durable on return.  `actor` and `reason` are recorded where a person asked for it.  Raises StoreCorrupt, having
+    changed nothing, when no version can be read.
     """
     store, key = context.store, user_key(user)
+    began_us = store.clock.monotonic_us()
     draft = store.draft()
     if _head_reads(draft, key):
         return None
@@ -61,11 +99,13 @@ def recover(context: Context, user: str, at_us: int) -> Recovered | None:
     attempt_id = store.ids.attempt_id()
     version, left_out = _replace_head(store, draft, good, newest, at_us, attempt_id)
     public = Public(event="state.recovered", outcome="recovered", attempt_id=attempt_id, kind="recovery",
-                    base_version=newest, new_version=version)
+                    base_version=newest, new_version=version, duration_us=store.clock.monotonic_us() - began_us)
     details = {"from_version": good.version, "left_out": left_out, "head_bytes_kept": damaged is not None}
-    draft.entries.append(Entry(public, Personal(user=user, at_us=at_us, trigger="the head could not be read", details=details)))
+    personal = Personal(user=user, at_us=at_us, trigger="the head could not be read", reason=reason, actor=actor,
+                        details=details)
+    draft.entries.append(Entry(public, personal))
     store.commit(draft)
-    return Recovered(user, good.version, version, left_out)
+    return Recovered(user, good.version, version, left_out, attempt_id)
 
 
 def _head_reads(draft: Draft, key: bytes) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, erasure, inspect, life
+from statemachine.cli import auditing, erasure, inspect, life, mend, operate
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -24,6 +24,8 @@ inspect.register(app)
 auditing.register(app)
 life.register(app)
 erasure.register(app)
+operate.register(app)
+mend.register(app)
 
 
 def _print_version(asked: bool) -> None:

@@ -277,19 +277,29 @@ def diff(
     """
     with console.command(), console.reading(store) as opened:
         console.require_user(opened, user)
-        before, after = (_fields(_state(opened, user, version)) for version in (v1, v2))
-        rows = [_difference(name, unit, before[name][1], value) for name, (unit, value) in after.items()]
+        rows = differences(*(_state(opened, user, version) for version in (v1, v2)))
         if json:
             console.print_json({"user": user, "v1": v1, "v2": v2, "fields": rows})
             return
-        columns = (
-            Column("field", lambda row: row["field"]),
-            Column(f"version {v1}", lambda row: _figure(row["v1"]), right=True, fold=12),
-            Column(f"version {v2}", lambda row: _figure(row["v2"]), right=True, fold=12),
-            Column("difference", lambda row: "=" if row["v1"] == row["v2"] else _figure(row["difference"]), right=True),
-            Column("unit", lambda row: row["unit"]),
-        )
-        console.print_rows(rows, columns, json=False, empty="")
+        print_differences(rows, f"version {v1}", f"version {v2}")
+
+
+def print_differences(rows: list[dict[str, Any]], before: str, after: str) -> None:
+    """What `differences` found, for people, under the names of the two states."""
+    columns = (
+        Column("field", lambda row: row["field"]),
+        Column(before, lambda row: _figure(row["v1"]), right=True, fold=12),
+        Column(after, lambda row: _figure(row["v2"]), right=True, fold=12),
+        Column("difference", lambda row: "=" if row["v1"] == row["v2"] else _figure(row["difference"]), right=True),
+        Column("unit", lambda row: row["unit"]),
+    )
+    console.print_rows(rows, columns, json=False, empty="")
+
+
+def differences(before: EstimatorState | None, after: EstimatorState) -> list[dict[str, Any]]:
+    """Every field of two states, `v1` and `v2`, with the difference; `v1` is null where nothing stood before."""
+    stood = {} if before is None else _fields(before)
+    return [_difference(name, unit, stood[name][1] if stood else None, value) for name, (unit, value) in _fields(after).items()]
 
 
 def _state(store: Store, user: str, version: int) -> EstimatorState:
@@ -322,10 +332,10 @@ def _fields(state: EstimatorState) -> dict[str, tuple[str, Any]]:
 
 
 def _difference(name: str, unit: str, before: Any, after: Any) -> dict[str, Any]:
-    difference = None if before is None or after is None else after - before
+    change = None if before is None or after is None else after - before
     if unit != INSTANT:
-        return {"field": name, "unit": unit, "v1": before, "v2": after, "difference": difference}
-    days = None if difference is None else difference / US_PER_DAY
+        return {"field": name, "unit": unit, "v1": before, "v2": after, "difference": change}
+    days = None if change is None else change / US_PER_DAY
     v1, v2 = (None if at_us is None else iso(at_us) for at_us in (before, after))
     return {"field": name, "unit": "days", "v1": v1, "v2": v2, "difference": days}
 

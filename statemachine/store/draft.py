@@ -180,7 +180,8 @@ class Draft:
         start = keys.identity(user, after_us + 1, b"")
         found = dict(self._engine.scan(start, keys.after(prefix)))
         found.update((key, value) for key, value in self._identities.get(user, {}).items() if key >= start)
-        return [(key, _decoded(Identity, key, found[key])) for key in sorted(found)]
+        puts = self.puts  # one that the draft deletes is not there any more
+        return [(key, _decoded(Identity, key, found[key])) for key in sorted(found) if puts.get(key, b"") is not None]
 
     def breaker(self, user: bytes) -> Breaker:
         """The user's breaker, or with b"" the global one, with this draft's own events applied."""

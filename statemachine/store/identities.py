@@ -63,6 +63,14 @@ def move(  # noqa: PLR0913 - what moves, and where to
         _put_aside(draft, user, before.count + change, last_us)
 
 
+def withdraw(draft: Draft, user: bytes, key: bytes) -> None:
+    """Take out the record of a measurement kept aside, and its count; whoever does so records it anew, or audits the loss."""
+    before = draft.aside(user) or Aside(1, keys.instant_of(key, user))
+    draft.expect(key)
+    draft.delete(key)
+    _put_aside(draft, user, before.count - 1, before.last_us)
+
+
 def _put_aside(draft: Draft, user: bytes, count: int, last_us: int) -> None:
     draft.put(keys.aside(user), codec.pack(Aside(count, last_us)))
 
