@@ -5,6 +5,9 @@ when the probe succeeds and opens for longer when it fails.  The global one open
 failed within `window_s` (INV-11).  `generation` grows with every change of mode, so that a result which began under an
 earlier one changes nothing.  An input during whose user code the process died makes the user *suspect* (INV-07).
 
+An operator's word beats every timer: "forced-open" refuses all, "forced-closed" admits all and counts nothing,
+"metrics-only" admits all and counts.  Suspicion is refused in each of them: what kills the process is no matter of taste.
+
 Two time bases exist: "event" (the stream being processed) and "wall" (live callers).  A record opened in one base is
 compared with that base only; a caller of the other compares wall time with the wall time noted at the opening.
 """
@@ -20,7 +23,8 @@ US_PER_S: Final = 1_000_000
 FAILING_MAX: Final = 1_000
 SUSPECTS_KEPT_MAX: Final = 16
 
-Mode = Literal["closed", "open", "half-open"]
+Mode = Literal["closed", "open", "half-open", "forced-open", "forced-closed", "metrics-only"]
+Forced = Literal["forced-open", "forced-closed", "metrics-only"]
 Result = Literal["success", "failure", "void", "died"]
 
 
@@ -90,8 +94,10 @@ def admit(
         died = suspected(record, suspect)
         if died >= policy.suspects_max:
             return Admission("refuse", "suspect")
-    if record.mode == "closed":
+    if record.mode in ("closed", "forced-closed", "metrics-only"):
         return Admission("admit")
+    if record.mode == "forced-open":
+        return Admission("refuse", "forced-open")
     if record.mode == "half-open":
         return Admission("refuse", "probing")
     at_us, opened_us = (now.at_us, record.opened_us) if now.base == record.base else (now.wall_us, record.opened_wall_us)
@@ -131,7 +137,7 @@ def settle(  # noqa: PLR0913 - the whole of what a result is
         return released(record, attempt_id)
     if suspect is not None:
         record = cleared(record, suspect)
-    if generation != record.generation:
+    if generation != record.generation or record.mode == "forced-closed":
         return record
     probing = record.mode == "half-open" and record.probe == attempt_id
     if result == "success":
@@ -139,7 +145,7 @@ def settle(  # noqa: PLR0913 - the whole of what a result is
             return Breaker(generation=record.generation + 1, suspects=record.suspects)
         return msgspec.structs.replace(record, failures=0) if record.failures else record
     failures = record.failures + 1
-    if probing or failures >= policy.failures_max:
+    if probing or (failures >= policy.failures_max and record.mode == "closed"):
         return opened(record, now)
     return msgspec.structs.replace(record, failures=failures)
 
@@ -150,7 +156,7 @@ def settle_global(  # noqa: PLR0913 - the whole of what a result is
     """The global breaker after an attempt of `user`; it counts distinct users that failed within the window."""
     if result in ("void", "died"):
         return released(record, attempt_id)
-    if generation != record.generation:
+    if generation != record.generation or record.mode == "forced-closed":
         return record
     probing = record.mode == "half-open" and record.probe == attempt_id
     if result == "success":
@@ -172,6 +178,16 @@ def opened(record: Breaker, now: Now) -> Breaker:
         record, mode="open", generation=record.generation + 1, failures=0, openings=record.openings + 1,
         opened_us=now.at_us, opened_wall_us=now.wall_us, base=now.base, cooled=False, probe="", probe_owner=0,
     )
+
+
+def forced(record: Breaker, mode: Forced) -> Breaker:
+    """The record under an operator's word, a generation on: results of attempts that began before it change nothing."""
+    return Breaker(mode=mode, generation=record.generation + 1, suspects=record.suspects)
+
+
+def let_go(record: Breaker) -> Breaker:
+    """The record closed by an operator, a generation on, with nothing counted and nobody suspect."""
+    return Breaker(generation=record.generation + 1)
 
 
 def released(record: Breaker, attempt_id: str) -> Breaker:

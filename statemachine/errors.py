@@ -54,7 +54,7 @@ class TryLater(ResetError):
 class BreakerOpen(TryLater):
     """The circuit breaker refused the attempt before any mutation ran (INV-07).
 
-    `scope` is "user" or "global", `reason` one of "open", "probing", "suspect" and "changed";
+    `scope` is "user" or "global", `reason` one of "open", "forced-open", "probing", "suspect" and "changed";
     `retry_at_us` (microseconds since 1970 UTC) is None where only another attempt's end can help.
     """
 

@@ -9,16 +9,25 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from statemachine.audit import Row, require_said
-from statemachine.breaker import BreakerPolicy, Now, admit
+from statemachine import codec
+from statemachine.audit import Row, act, require_said
+from statemachine.breaker import CLOSED, Breaker, BreakerPolicy, Forced, Now, admit, forced, let_go
 from statemachine.clock import iso, to_us
-from statemachine.errors import BreakerOpen, InvalidInput, MutationFailed, ResetValidationError, UserUnknown
+from statemachine.errors import (
+    BreakerOpen,
+    ConflictError,
+    InvalidInput,
+    MutationFailed,
+    ResetValidationError,
+    UserUnknown,
+)
 from statemachine.estimator import Estimator, source_name
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, last_known_good, recover, restore
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities
-from statemachine.store.draft import Draft
+from statemachine.store.draft import Draft, breaker_key
+from statemachine.store.draft import record as record_of
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
@@ -159,6 +168,44 @@ class ResetManager:
         if actor or reason:
             require_said(user, reason=reason, actor=actor)
         return recover(self.context, user, self.store.clock.now_us(), actor=actor, reason=reason)
+
+    def breaker(self, user: str | None = None) -> Breaker:
+        """The circuit breaker of a user, or with None the global one, as it is stored."""
+        return Draft(self.store.engine).stored_breaker(b"" if user is None else user_key(user))
+
+    def force_breaker(self, user: str | None, mode: Forced, *, reason: str, actor: str) -> Breaker:
+        """Put a user's breaker, or with None the global one, under the operator's word until `release_breaker`.
+
+        Durable on return, with its audit row; attempts that began before it may not commit.  Raises UserUnknown.
+        """
+        return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
+
+    def release_breaker(self, user: str | None, *, reason: str, actor: str) -> Breaker:
+        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited."""
+        return self._set_breaker(user, "breaker.released", let_go, reason, actor)
+
+    def _set_breaker(
+        self, user: str | None, event: str, change: Callable[[Breaker], Breaker], reason: str, actor: str,
+    ) -> Breaker:
+        store = self.store
+        if user is not None and not store.knows(user):
+            message = f"nothing is stored for {user!r}"
+            raise UserUnknown(message, user=user)
+        key = breaker_key(b"" if user is None else user_key(user))
+        while True:
+            draft = store.draft()
+            before = record_of(Breaker, key, draft.expect(key)) or CLOSED
+            after = change(before)
+            details = {"scope": "global" if user is None else "user", "from": before.mode, "to": after.mode,
+                       "generation": after.generation}
+            draft.put(key, codec.pack(after))
+            draft.entries.append(act(event, store.ids.attempt_id(), actor=actor, reason=reason, at_us=store.clock.now_us(),
+                                     user=user or "", kind="breaker", details=details))
+            try:
+                store.commit(draft)
+            except ConflictError:
+                continue  # an attempt has just ended
+            return after
 
     def inspect(self, attempt_id: str) -> Row | None:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""

@@ -198,6 +198,10 @@ class ResetTransaction:
     def _admit(self) -> None:
         policy = self._context.breaker
         self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
+        own = self._store.committer.owner
+        if any(record.mode == "half-open" and record.probe_owner != own for record in (self._breaker, self._global)):
+            self._store.settle_dead()  # the lease of a probe ends with its holder
+            self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
         scopes = (("user", self._key, self._breaker, self._suspect), ("global", b"", self._global, None))
         for scope, user, record, suspect in scopes:
             admission = breaker.admit(record, policy, self.now, user.decode(), suspect)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, erasure, inspect, life, mend, operate
+from statemachine.cli import auditing, breakers, erasure, inspect, life, mend, operate
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -22,6 +22,7 @@ app.command()(process)
 app.command()(demo)
 inspect.register(app)
 auditing.register(app)
+breakers.register(app)
 life.register(app)
 erasure.register(app)
 operate.register(app)

@@ -132,7 +132,7 @@ def _run(  # noqa: PLR0913 - what the two commands share
         message = "--expect-version is of one user; give USER instead of --users"
         raise InvalidInput(message)
     names = None if users is None else batch.listed(users)
-    with console.reading(directory) if asked.dry_run else console.writing(directory) as store:
+    with console.writing(directory) as store:
         manager = ResetManager(store)
         if names is not None:
             with batch.Journal(resume, act) as journal:

@@ -232,6 +232,12 @@ class Store:
             self.emitter.flush()
             self.engine.close()
 
+    def settle_dead(self) -> int:
+        """Settle what owners that died since the opening left, as an opening does; how many attempts were interrupted."""
+        interrupted = settle_dead(self.engine, self.committer, self.clock, self.path / door.OWNERS)
+        self.interrupted += interrupted
+        return interrupted
+
     def meta(self) -> Meta:
         """What the store is, and its counters."""
         return codec.unpack(Meta, codec.unseal(keys.META, self.engine.get(keys.META) or b""))

@@ -38,6 +38,7 @@ from statemachine.store.draft import BreakerEvent, Draft, MissReason, breaker_ke
 from statemachine.store.engine import FULL, Engine, translated
 
 CHAIN_BYTES: Final = 40
+SHUT: Final = {"open", "forced-open"}
 
 
 class _Ticket:
@@ -273,7 +274,7 @@ def _judged(txn: lmdb.Transaction[bytes], draft: Draft) -> tuple[MissReason | No
     breakers: dict[bytes, Breaker] = {}
     for event in draft.events:
         own, common = _after(txn, event, breakers)
-        if event.result == "success" and (own.generation != event.generation or "open" in (own.mode, common.mode)):
+        if event.result == "success" and (own.generation != event.generation or {own.mode, common.mode} & SHUT):
             return "breaker", {}
     return None, breakers
 

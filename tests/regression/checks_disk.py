@@ -362,7 +362,8 @@ def check_24(path: Path) -> None:
         good = store.newest_good("ann")
         assert good is not None
         assert (good.version, store.estimator.encode(good.state)) == (4, before["ann"][3])
-        assert manager.recover("ann") == Recovered("ann", 4, 6, 1)
+        recovered = manager.recover("ann")
+        assert recovered == Recovered("ann", 4, 6, 1, recovered.attempt_id if recovered else "")
         assert manager.recover("ann") is None
         kept = [(k.user, k.reason) for k in store.quarantine()]
         assert kept == [("ann", "its version was damaged; the state went back to version 4")]

@@ -21,7 +21,9 @@ from statemachine.breaker import (
     Result,
     admit,
     cooldown_us,
+    forced,
     lease,
+    let_go,
     settle,
     settle_global,
     suspected,
@@ -355,3 +357,52 @@ def test_any_life_keeps_the_invariants(life: list[tuple[str, int, float, Literal
         assert len(record.suspects) <= SUSPECTS_KEPT_MAX
         assert all(count > 0 for _, _, count in record.suspects)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Breaker) == record
+
+
+# The operator's word.
+
+
+def test_forced_beats_timers() -> None:
+    """What was forced stays so however much time passes and whatever attempts do."""
+    shut = forced(opened(3), "forced-open")
+    assert shut.generation == opened(3).generation + 1
+    assert admit(shut, POLICY, at(1e9), "u") == Admission("refuse", "forced-open")
+    free = forced(opened(3), "forced-closed")
+    for attempt in range(10):
+        free = ended(free, "failure", seconds=attempt)
+        assert settle_global(free, POLICY, "failure", user=b"%d" % attempt, attempt_id="a", generation=free.generation,
+                             now=at(0)) is free
+    assert free == forced(opened(3), "forced-closed")
+    assert admit(free, POLICY, at(0), "u") == Admission("admit")
+
+
+def test_metrics_only_counts_and_never_opens() -> None:
+    record = forced(CLOSED, "metrics-only")
+    for number in range(1, 10):
+        record = ended(record, "failure")
+        assert (record.mode, record.failures) == ("metrics-only", number)
+        assert admit(record, POLICY, at(0), "u") == Admission("admit")
+    assert ended(record, "success").failures == 0
+    common = forced(CLOSED, "metrics-only")
+    for number in range(1, 10):
+        common = settle_global(common, POLICY, "failure", user=b"%d" % number, attempt_id="a", generation=common.generation,
+                               now=at(0))
+        assert (common.mode, len(common.failing)) == ("metrics-only", number)
+
+
+@pytest.mark.parametrize("mode", ["forced-open", "forced-closed", "metrics-only"])
+def test_a_result_from_before_the_operator_s_word_changes_nothing(mode: Any) -> None:
+    before = ended(CLOSED, "failure")
+    record = forced(before, mode)
+    assert ended(record, "failure", generation=before.generation) == record
+    assert ended(let_go(record), "failure", generation=record.generation) == let_go(record)
+
+
+@pytest.mark.parametrize("mode", ["forced-open", "forced-closed", "metrics-only"])
+def test_a_suspect_input_stays_refused_until_the_breaker_is_let_go(mode: Any) -> None:
+    suspect = ("row", 3)
+    record = CLOSED
+    for _ in range(POLICY.suspects_max):
+        record = ended(record, "died", suspect=suspect)
+    assert admit(forced(record, mode), POLICY, at(0), "u", suspect) == Admission("refuse", "suspect")
+    assert admit(let_go(forced(record, mode)), POLICY, at(0), "u", suspect) == Admission("admit")

@@ -36,6 +36,12 @@ AT_HAND: Final = log.IMAGES_AT_HAND
 CALM: Final = BreakerPolicy(failures_max=10**6, users_max=10**6)
 
 
+def walked_back(manager: ResetManager) -> Recovered | None:
+    """What a recovery did, apart from its id."""
+    recovered = manager.recover("u")
+    return None if recovered is None else recovered._replace(attempt_id="")
+
+
 def course(day: int) -> float:
     """A weight that no gate minds."""
     return 80.0 + (day * 7 % 11) / 20
@@ -556,7 +562,7 @@ def test_a_damaged_head_is_folded_from_the_log(store_path: Path) -> None:
         assert loaded.head_damaged
         assert (loaded.version, store.estimator.encode(loaded.state)) == (newest, good[-1])
         broken_bytes = store.engine.get(keys.head(b"u"))
-        assert manager.recover("u") == Recovered("u", newest, newest, 0)
+        assert walked_back(manager) == Recovered("u", newest, newest, 0)
         assert manager.recover("u") is None
         assert store.engine.get(keys.damaged(b"u", newest + 1)) == broken_bytes, "what it held is kept"
         mended = store.load("u")
@@ -612,7 +618,7 @@ def test_walking_back_past_damaged_versions(tmp_path: Path, torn: int) -> None:
             store.load("u")
         assert caught.value.newest_good == back
         damaged_head = store.engine.get(keys.head(b"u"))
-        assert manager.recover("u") == Recovered("u", back, count + 1, torn)
+        assert walked_back(manager) == Recovered("u", back, count + 1, torn)
         assert store.engine.get(keys.damaged(b"u", count + 1)) == damaged_head
         loaded = store.load("u")
         assert loaded is not None
@@ -643,7 +649,7 @@ def test_a_later_good_image_spares_the_walk(tmp_path: Path) -> None:
     good = fill(path, "u", [course(day) for day in range(EVERY + 5)])
     tear(path, keys.head(b"u"), keys.version(b"u", 5))
     with working(path) as (store, manager, _):
-        assert manager.recover("u") == Recovered("u", EVERY + 5, EVERY + 5, 0)
+        assert walked_back(manager) == Recovered("u", EVERY + 5, EVERY + 5, 0)
         assert store.kept_count("u") == 0
         readable = []
         for version in range(1, EVERY + 6):

@@ -1,0 +1,144 @@
+"""The operator's word on circuit breakers: `breaker show`, `force-open`, `force-close`, `metrics-only`, `release`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from statemachine.cli import console
+from statemachine.cli.console import Column
+from statemachine.clock import iso
+from statemachine.errors import InvalidInput
+from statemachine.manager import ResetManager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from statemachine.breaker import Breaker, Forced
+
+GLOBAL: Final = "(global)"
+
+breaker = typer.Typer(
+    help="Circuit breakers, of each user and the global one.\n\nExample: resetguard breaker show --store ./state",
+    no_args_is_help=True,
+)
+
+UserArgument = Annotated[str | None, typer.Argument(metavar="[USER]", show_default=False, help="Whose breaker.")]
+GlobalOption = Annotated[bool, typer.Option("--global", help="The global breaker, instead of a user's.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Make the commands here part of `app`."""
+    app.add_typer(breaker, name="breaker")
+
+
+@breaker.command("show")
+def breaker_show(store: console.StoreOption, user: UserArgument = None, json: console.JsonOption = False) -> None:
+    """The breaker of one user, or the global one and every user's that is not simply closed.
+
+    Example: resetguard breaker show anna --store ./state
+    """
+    with console.command(), console.reading(store) as opened:
+        manager = ResetManager(opened)
+        if user is not None:
+            console.require_user(opened, user)
+        names: list[str | None] = [None, *opened.users()] if user is None else [user]
+        columns = (
+            Column("user", lambda row: row["user"] or GLOBAL, fold=12),
+            Column("mode", lambda row: row["mode"]),
+            Column("failures", lambda row: row["failures"], right=True),
+            Column("openings", lambda row: row["openings"], right=True),
+            Column("opened (UTC)", lambda row: row["opened_at"], fold=10),
+            Column("suspect inputs", lambda row: row["suspects"] or None, right=True),
+        )
+        console.print_rows(_rows(manager, names, every=user is not None), columns, json=json, empty="no breaker to show")
+
+
+def _rows(manager: ResetManager, names: list[str | None], *, every: bool) -> Iterator[dict[str, Any]]:
+    for name in names:
+        record = manager.breaker(name)
+        if every or name is None or record.mode != "closed" or record.failures or record.suspects:
+            yield document(name, record)
+
+
+def document(user: str | None, record: Breaker) -> dict[str, Any]:
+    """What `--json` prints of a breaker; `user` is null for the global one."""
+    return {
+        "user": user, "mode": record.mode, "generation": record.generation, "failures": record.failures,
+        "openings": record.openings, "opened_at": iso(record.opened_us) if record.openings else None,
+        "users_failing": len(record.failing), "suspects": sum(count for _, _, count in record.suspects),
+    }
+
+
+@breaker.command("force-open")
+def force_open(  # noqa: PLR0913 - one parameter an option of the command
+    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
+    all_users: GlobalOption = False, json: console.JsonOption = False,
+) -> None:
+    """Refuse every reset of a user, or with --global of everybody, until `breaker release`.
+
+    Example: resetguard breaker force-open --global --store ./state --actor ops@example.org --reason "bad firmware"
+    """
+    _set(store, user, "forced-open", actor, reason, all_users=all_users, json=json)
+
+
+@breaker.command("force-close")
+def force_close(  # noqa: PLR0913 - one parameter an option of the command
+    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
+    all_users: GlobalOption = False, json: console.JsonOption = False,
+) -> None:
+    """Admit every reset and count none of its failures, until `breaker release`.
+
+    Inputs on which the process died stay refused.
+
+    Example: resetguard breaker force-close anna --store ./state --actor ops@example.org --reason "tested by hand"
+    """
+    _set(store, user, "forced-closed", actor, reason, all_users=all_users, json=json)
+
+
+@breaker.command("metrics-only")
+def metrics_only(  # noqa: PLR0913 - one parameter an option of the command
+    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
+    all_users: GlobalOption = False, json: console.JsonOption = False,
+) -> None:
+    """Admit every reset and count its failures, but never open, until `breaker release`.
+
+    Example: resetguard breaker metrics-only anna --store ./state --actor ops@example.org --reason "watching"
+    """
+    _set(store, user, "metrics-only", actor, reason, all_users=all_users, json=json)
+
+
+@breaker.command("release")
+def release(  # noqa: PLR0913 - one parameter an option of the command
+    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
+    all_users: GlobalOption = False, json: console.JsonOption = False,
+) -> None:
+    """Close a breaker, forced or open: failures, openings and suspicion are forgotten.
+
+    Example: resetguard breaker release anna --store ./state --actor ops@example.org --reason "mended"
+    """
+    _set(store, user, None, actor, reason, all_users=all_users, json=json)
+
+
+def _set(  # noqa: PLR0913 - what the four commands share
+    store: Path, user: str | None, mode: Forced | None, actor: str, reason: str, *, all_users: bool, json: bool,
+) -> None:
+    with console.command():
+        if (user is None) != all_users:
+            message = "name one user, or give --global: not both, not neither"
+            raise InvalidInput(message)
+        with console.writing(store) as opened:
+            manager = ResetManager(opened)
+            if user is not None:
+                console.require_user(opened, user)
+            if mode is None:
+                manager.release_breaker(user, reason=reason, actor=actor)
+            else:
+                manager.force_breaker(user, mode, reason=reason, actor=actor)
+            now = document(user, manager.breaker(user))
+            if json:
+                console.print_json(now)
+            else:
+                console.say(f"the breaker of {GLOBAL if user is None else user} is {now['mode']} now")

@@ -1,0 +1,128 @@
+"""`breaker show`, `force-open`, `force-close`, `metrics-only`, `release`: the operator's word, and what attempts then find."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from statemachine import BreakerOpen, BreakerPolicy, Measurement, MutationFailed, Processor, ResetManager, Store
+from statemachine.cli import app
+from tests.unit.processes import line, started
+
+T0 = datetime(2024, 1, 5, 7, tzinfo=UTC)
+BY = ["--actor", "ops@example.org", "--reason", "bad firmware"]
+SAID: dict[str, Any] = {"actor": "ops@example.org", "reason": "bad firmware"}
+
+pytestmark = pytest.mark.usefixtures("no_events")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two users with a state."""
+    with Store.open(tmp_path / "state") as store:
+        for user in ("ana", "bob"):
+            Processor(ResetManager(store)).process(Measurement(user=user, at=T0, weight_kg=80.0))
+    return tmp_path / "state"
+
+
+def run(path: Path, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    result = CliRunner().invoke(app, ["breaker", *arguments, "--store", str(path), "--json"])
+    assert result.exit_code == code, result.output
+    return [json.loads(row) for row in result.stdout.splitlines()]
+
+
+def test_a_forced_open_breaker_refuses_one_user_until_it_is_released(path: Path) -> None:
+    (told,) = run(path, "force-open", "ana", *BY)
+    assert (told["user"], told["mode"]) == ("ana", "forced-open")
+    with Store.open(path) as store:
+        manager = ResetManager(store)
+        with pytest.raises(BreakerOpen) as refused:
+            manager.perform_reset("ana", **SAID)
+        assert (refused.value.scope, refused.value.reason) == ("user", "forced-open")
+        assert manager.perform_reset("bob", **SAID).outcome == "committed"
+    assert [row["user"] for row in run(path, "show")] == [None, "ana"]
+    run(path, "release", "ana", *BY)
+    with Store.open(path) as store:
+        assert ResetManager(store).perform_reset("ana", **SAID).outcome == "committed"
+        rows = [row for row in store.audit("ana") if row.public.event.startswith("breaker.")]
+        assert [(row.public.event, row.personal.actor, row.personal.details["to"]) for row in rows] == [
+            ("breaker.forced", "ops@example.org", "forced-open"), ("breaker.released", "ops@example.org", "closed")]
+        assert store.verify_audit().problem == ""
+
+
+def test_the_global_breaker_stops_everybody(path: Path) -> None:
+    run(path, "force-open", "--global", *BY)
+    with Store.open(path) as store:
+        for user in ("ana", "bob"):
+            with pytest.raises(BreakerOpen) as refused:
+                ResetManager(store).perform_reset(user, **SAID)
+            assert refused.value.scope == "global"
+        outcome = Processor(ResetManager(store)).process(Measurement(user="ana", at=T0 + timedelta(days=1), weight_kg=80.1))
+        assert outcome.status == "accepted", "a measurement that needs no reset goes on"
+
+
+def test_an_attempt_that_began_before_the_word_may_not_commit(path: Path) -> None:
+    with Store.open(path) as store:
+        manager = ResetManager(store)
+        for user in ("ana", None):
+            with manager.transaction("ana", **SAID) as tx:
+                tx.apply("nothing", lambda s: s)
+                manager.force_breaker(user, "forced-open", **SAID)
+                with pytest.raises(BreakerOpen):
+                    tx.commit()
+            manager.release_breaker(user, **SAID)
+        loaded = store.load("ana")
+        assert loaded is not None
+        assert loaded.version == 1
+
+
+def test_force_closed_counts_nothing_and_metrics_only_counts(path: Path) -> None:
+    with Store.open(path) as store:
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=2))
+        for mode, counted in (("forced-closed", 0), ("metrics-only", 5)):
+            manager.force_breaker("ana", mode, **SAID)  # type: ignore[arg-type]
+            for _ in range(5):
+                with pytest.raises(MutationFailed):
+                    manager.perform_reset("ana", operations=[("break", lambda s: s.missing)], **SAID)
+            assert (manager.breaker("ana").mode, manager.breaker("ana").failures) == (mode, counted)
+
+
+def test_wrong_use_is_told_and_changes_nothing(path: Path) -> None:
+    for arguments in (["force-open", *BY], ["force-open", "ana", "--global", *BY], ["release", "nobody", *BY],
+                      ["force-open", "ana", "--reason", "r"], ["force-open", "ana", "--actor", "a"]):
+        run(path, *arguments, code=2)
+    assert [row["mode"] for row in run(path, "show")] == ["closed"]
+
+
+def test_the_lease_of_a_probe_ends_with_its_holder(path: Path) -> None:
+    """A process that is open already may probe once the holder is dead; nobody need open the store anew."""
+    program = """
+        store = Store.open(path)
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=1, cooldown_s=0.0))
+        def wait(_):
+            say("probing")
+            time.sleep(600)
+        manager.perform_reset("ana", operations=[("wait", wait)], actor="a", reason="r")
+    """
+    with Store.open(path) as store:
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=1, cooldown_s=0.0))
+        with pytest.raises(MutationFailed):
+            manager.perform_reset("ana", operations=[("break", lambda s: s.missing)], **SAID)
+        assert manager.breaker("ana").mode == "open"
+        with started(program, path) as process:
+            assert line(process) == "probing"
+            with pytest.raises(BreakerOpen) as refused:
+                manager.perform_reset("ana", **SAID)
+            assert refused.value.reason == "probing"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert manager.perform_reset("ana", **SAID).outcome == "committed"
+        assert manager.breaker("ana").mode == "closed"
+        outcomes = [row.public.outcome for row in store.audit("ana")]
+        assert outcomes.count("interrupted") == 1
