@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, inspect
+from statemachine.cli import auditing, doctor, inspect
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -22,6 +22,7 @@ app.command()(process)
 app.command()(demo)
 inspect.register(app)
 auditing.register(app)
+doctor.register(app)
 
 
 def _print_version(asked: bool) -> None:

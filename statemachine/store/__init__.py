@@ -50,6 +50,7 @@ from statemachine.store.records import (
     VersionInfo,
 )
 from statemachine.store.settle import settle_dead
+from statemachine.store.surroundings import refuse_network
 from statemachine.validation import Rule, StateValidator
 
 Durability = Literal["each", "group", "process"]
@@ -122,7 +123,7 @@ class Store:
 
         Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
-        StoreCorrupt, StoreUnavailable or StoreFull, having changed nothing.
+        StoreCorrupt, StoreUnavailable (also on a network file system) or StoreFull, having changed nothing.
         """
         directory = Path(path).absolute()  # it stays the same when the process goes elsewhere
         limits = limits or StoreLimits()
@@ -130,6 +131,7 @@ class Store:
         if durability not in DURABILITIES:
             message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
             raise InvalidInput(message)
+        refuse_network(directory)
         if _must_create(directory):
             door.create(directory, _first_records(estimator, clock, ids), opener)
         engine = Engine(
