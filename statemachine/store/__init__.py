@@ -50,6 +50,7 @@ from statemachine.store.records import (
     VersionInfo,
 )
 from statemachine.store.settle import settle_dead
+from statemachine.store.surroundings import refuse_network
 from statemachine.store.verification import AuditCheck, verify
 from statemachine.validation import Rule, StateValidator
 
@@ -119,7 +120,7 @@ class Store:
 
         Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
-        StoreCorrupt, StoreUnavailable or StoreFull, having changed nothing.
+        StoreCorrupt, StoreUnavailable (also on a network file system) or StoreFull, having changed nothing.
 
         With `readonly` nothing is made, settled or written (but LMDB's own table of readers), and a store that is not
         there is StoreUnavailable; every call that would change something raises StoreUnavailable.  Others may write.
@@ -137,6 +138,7 @@ class Store:
         if not readonly and (directory / door.MANIFEST).exists():
             message = f"{directory} is a backup: make a store of it with `resetguard restore-store`, or open it for reading"
             raise StoreUnavailable(message)
+        refuse_network(directory)
         if missing:
             door.create(directory, _first_records(estimator, clock, ids), opener)
         engine = Engine(

@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,11 +140,12 @@ def _clear_leftovers(path: Path) -> None:
     """Remove what creations cut off by the death of their process left beside `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
         process = left.name.rsplit("-", 2)[1]
-        if process.isdigit() and not _lives(int(process)):
+        if process.isdigit() and not lives(int(process)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -455,10 +457,27 @@ class Engine:
         finally:
             os.close(descriptor)
 
+    def readers(self) -> list[tuple[int, int | None]]:
+        """The reader slots in use: the process, and the commit it reads, None for one between two transactions."""
+        with self.reading():
+            lines = [line.split() for line in self._env.readers().splitlines()[1:]]
+        return [(int(pid), None if txn == "-" else int(txn)) for pid, _, txn in lines]
+
     def info(self) -> dict[str, Any]:
         """Map size, pages used and readers, as LMDB counts them."""
         with self.reading():
             return {**self._env.info(), **self._env.stat()}
+
+
+def rows_of(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, rows_max: int) -> list[tuple[bytes, bytes]]:
+    """The first rows with start <= key < stop, at most `rows_max`; an empty `stop` stands for the end of the store."""
+    with txn.cursor() as cursor:
+        if not cursor.set_range(start):
+            return []
+        rows = list(islice(cursor.iternext(), rows_max))
+    while stop and rows and rows[-1][0] >= stop:
+        rows.pop()
+    return rows
 
 
 def _chunk(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:

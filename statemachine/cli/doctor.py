@@ -1,0 +1,80 @@
+"""`doctor`: every record and the surroundings of a store, a line for each check, a remedy for each finding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from statemachine.cli import console
+from statemachine.cli.console import Column
+from statemachine.store import checkup, surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from statemachine.store import Store
+    from statemachine.store.checkup import Checkup, Finding
+
+FINDINGS_SHOWN_MAX: Final = 1_000
+"""Of each check; all are counted.  A store with more is restored from a backup, not read line by line."""
+
+
+def register(app: typer.Typer) -> None:
+    """Make the command here part of `app`."""
+    app.command()(doctor)
+
+
+def doctor(
+    store: console.StoreOption, json: console.JsonOption = False,
+    quarantine_days: Annotated[int | None, typer.Option(min=0, show_default=False, metavar="DAYS", help=(
+        "Warn where a measurement kept aside is older, by its own instant; without it the age is not judged."))] = None,
+) -> None:
+    """Examine a store: every record, the audit chain, and the disk it lies on; 1 where anything was found, 3 if it cannot open.
+
+    Example: resetguard doctor --store ./state --quarantine-days 90
+    """
+    with console.command(), console.writing(store) as opened:
+        started_us = opened.clock.monotonic_us()
+        records = checkup.Checkup(opened)
+        counts: Counter[str] = Counter()
+        found: list[dict[str, Any]] = []
+        for finding in _all(opened, records, quarantine_days):
+            counts[finding.check] += 1
+            if counts[finding.check] <= FINDINGS_SHOWN_MAX:
+                found.append(finding._asdict())
+        judged = (name for name in (*checkup.CHECKS, *surroundings.CHECKS)
+                  if name != "quarantine age" or quarantine_days is not None)
+        checks = [{"check": name, "findings": counts[name], "looked_at": records.looked.get(name)} for name in judged]
+        seconds = (opened.clock.monotonic_us() - started_us) / 1e6
+        if opened.interrupted:
+            console.say(f"{opened.interrupted} attempts were cut off when their process died; opening the store has settled them")
+        if json:
+            console.print_json({"checks": checks, "findings": found, "seconds": round(seconds, 3)})
+        else:
+            _print(checks, found, seconds)
+        if found:
+            raise typer.Exit(console.FINDINGS)
+
+
+def _all(store: Store, records: Checkup, quarantine_days: int | None) -> Iterator[Finding]:
+    yield from chain(records.run(), surroundings.examine(store))
+    if quarantine_days is not None:
+        yield from surroundings.quarantine_age(records.oldest_kept_us, store.clock.now_us(), quarantine_days)
+
+
+def _print(checks: list[dict[str, Any]], found: list[dict[str, Any]], seconds: float) -> None:
+    console.print_rows(checks, (
+        Column("check", lambda row: row["check"]),
+        Column("looked at", lambda row: None if row["looked_at"] is None else f"{row['looked_at']:,}", right=True),
+        Column("result", lambda row: f"{row['findings']} FOUND" if row["findings"] else "ok"),
+    ), json=False, empty="")
+    for finding in found:
+        console.OUT.print()
+        console.print_record((("problem", finding["problem"]), ("remedy", finding["remedy"])),
+                             title=f"{finding['level']}: {finding['subject']} ({finding['check']})")
+    hidden = sum(row["findings"] for row in checks) - len(found)
+    more = f"; {hidden} more are not shown" if hidden else ""
+    console.say(f"{sum(row['findings'] for row in checks)} findings in {seconds:.1f} s{more}")
