@@ -18,6 +18,7 @@ from statemachine.errors import (
     ConflictError,
     InvalidInput,
     MutationFailed,
+    ResetError,
     ResetValidationError,
     UserUnknown,
 )
@@ -25,11 +26,12 @@ from statemachine.estimator import Estimator, source_name
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, last_known_good, recover, restore
 from statemachine.state import Measured, Reading, user_key
-from statemachine.store import Store, identities
+from statemachine.store import Store, identities, keys
 from statemachine.store.draft import Draft, breaker_key
 from statemachine.store.draft import record as record_of
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
+from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
@@ -55,6 +57,23 @@ class Plan(NamedTuple):
     start_state: Any
     members: tuple[tuple[bytes, Identity], ...]
     evidence: tuple[Reading, ...] = ()
+
+
+class Health(NamedTuple):
+    """Whether resets can be made now; `reasons` says why not, in words, and is empty where `ok`.
+
+    `global_breaker`: "closed", "open" or "half-open".  `audit_seq`: the newest audit row.  `map_share`: of the largest
+    map, 0 to 1.  `marks_waiting`: attempts of this process whose row waits for the next commit.  `events_dropped`: copies
+    of rows that no sink took; the stored log has them, so that they are no reason.
+    """
+
+    ok: bool
+    reasons: tuple[str, ...]
+    global_breaker: str = ""
+    audit_seq: int = 0
+    map_share: float = 0.0
+    marks_waiting: int = 0
+    events_dropped: int = 0
 
 
 class CheckedFilter:
@@ -210,6 +229,28 @@ class ResetManager:
     def inspect(self, attempt_id: str) -> Row | None:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""
         return self.store.inspect(attempt_id)
+
+    def health(self) -> Health:
+        """Whether the store answers and may be written to, cheap enough for a readiness probe: three reads and no scan.
+
+        It does not say that every record reads; `resetguard doctor` does.  Raises nothing for the store's sake.
+        """
+        store = self.store
+        waiting, dropped = len(store.marks.ended()), store.emitter.dropped
+        try:
+            mode = store.draft().breaker(b"").mode
+            seq, _ = store.audit_tail()
+            share = map_share(store)
+            registered = store.engine.get(keys.owner(store.committer.owner)) is not None
+        except ResetError as error:
+            return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped)
+        reasons = [text for text, applies in (
+            (f"the global breaker is {mode}: automatic and manual resets wait for it", mode != "closed"),
+            (f"{share:.0%} of the largest map is used: raise StoreLimits.map_bytes_max", share > MAP_SHARE_MAX),
+            ("few slots for attempts are left in this process: end some", store.marks.full),
+            ("this process was fenced: open the store anew", not registered),
+        ) if applies]
+        return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped)
 
     def incoming(self, measurement: Measured, origin: Origin) -> Incoming:
         """The measurement with its identity and reading; raises InvalidInput when it is none."""

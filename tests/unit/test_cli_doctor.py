@@ -1,107 +1,70 @@
-"""`resetguard doctor`: what it finds where something was planted, and that it finds nothing where nothing was."""
+"""`doctor`: a line a check, the damaged user and the remedy, one JSON document, and its exit codes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
 
-from statemachine import Store, StoreUnavailable
-from statemachine.cli import app
-from statemachine.store import keys, surroundings
-from tests.regression.scene import fill, raw, tear, weighed, working
+from statemachine.cli import doctor as command
+from statemachine.store import checkup, keys, surroundings
+from tests.regression.scene import fill, raw, tear
+from tests.unit.test_cli_inspect import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("no_events")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Two users: one with a hundred versions, one with a held measurement."""
-    fill(tmp_path / "state", "ana", [80.0 + number % 3 * 0.1 for number in range(100)])
-    fill(tmp_path / "state", "bob", [70.0, 70.1, 70.0])
-    with working(tmp_path / "state") as (_, _, processor):
-        assert processor.process(weighed("bob", 4, 140.0)).status == "quarantined"
-    return tmp_path / "state"
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(surroundings, "DISK_SHARE_MIN", 0.0)
+    fill(tmp_path / "store", "ann", [80.0, 80.1])
+    return tmp_path / "store"
 
 
-def examined(path: Path, code: int) -> dict[str, Any]:
-    result = CliRunner().invoke(app, ["doctor", "--store", str(path), "--json"])
-    assert result.exit_code == code, result.output
-    document: dict[str, Any] = json.loads(result.stdout)
-    return document
+def test_sound_store_shows_a_line_a_check_and_ends_with_0(path: Path) -> None:
+    ran = run(path, "doctor")
+    assert ran.code == 0
+    lines = [line for line in ran.out.splitlines() if line.rstrip().endswith(" ok")]
+    assert len(lines) == len(checkup.CHECKS) + len(surroundings.CHECKS) - 1
+    assert "0 findings" in ran.err
 
 
-def test_a_sound_store_has_no_findings(path: Path) -> None:
-    document = examined(path, 0)
-    assert document["findings"] == []
-    looked = {check["check"]: check["looked_at"] for check in document["checks"]}
-    assert looked["records"] > 200
-    shown = CliRunner().invoke(app, ["doctor", "--store", str(path)])
-    assert shown.exit_code == 0
-    assert max(map(len, shown.stdout.splitlines())) <= 80
+def test_damaged_head_is_named_with_its_remedy_and_ends_with_1(path: Path) -> None:
+    tear(path, keys.head(b"ann"))
+    ran = run(path, "doctor")
+    assert ran.code == 1
+    assert "error: user 'ann' (records)" in ran.out
+    assert "the head cannot be read: fails its checksum" in ran.out
+    assert "walks back to the newest good version" in " ".join(ran.out.split())
 
 
-def deleted(key: bytes) -> Callable[[Path], None]:
-    def plant(path: Path) -> None:
-        with raw(path) as txn:
-            assert txn.delete(key)
-    return plant
+def test_json_is_one_document(path: Path) -> None:
+    tear(path, keys.head(b"ann"))
+    ran = run(path, "doctor", "--json", "--quarantine-days", "0")
+    document = json.loads(ran.out)
+    assert (ran.code, set(document)) == (1, {"checks", "findings", "seconds"})
+    assert [check["check"] for check in document["checks"]] == [*checkup.CHECKS, *surroundings.CHECKS]
+    assert [(f["check"], f["level"], f["subject"]) for f in document["findings"]] == [("records", "error", "user 'ann'")]
+    assert document["checks"][0]["findings"] == 1
 
 
-def torn(key: bytes) -> Callable[[Path], None]:
-    return lambda path: tear(path, key)
-
-
-@pytest.mark.parametrize(("plant", "check", "subject"), [
-    (torn(keys.version(b"ana", 50)), "records", "ana"),
-    (torn(keys.head(b"ana")), "records", "ana"),
-    (torn(keys.aside(b"bob")), "records", "bob"),
-    (deleted(keys.head(b"ana")), "heads", "ana"),
-    (deleted(keys.version(b"ana", 100)), "heads", "ana"),
-    (deleted(keys.version(b"ana", 70)), "versions", "ana"),
-    (deleted(keys.aside(b"bob")), "kept aside", "bob"),
-    (deleted(keys.pin(b"bob")), "probation", "bob"),
-    (deleted(keys.audit(1)), "audit chain", ""),
-], ids=["step", "head", "aside", "no head", "newest gone", "gap", "uncounted", "no pin", "row gone"])
-def test_planted_damage_is_named(path: Path, plant: Callable[[Path], None], check: str, subject: str) -> None:
-    plant(path)
-    found = examined(path, 1)["findings"]
-    assert any(finding["check"] == check and subject in finding["subject"] and finding["remedy"] for finding in found), found
-    others = {"ana", "bob"} - {subject}
-    if subject:
-        assert not any(f"{other!r}" in finding["subject"] for finding in found for other in others), "only the user that is hurt"
-
-
-def test_open_modes_are_found(path: Path) -> None:
-    (path / "data.mdb").chmod(0o644)
-    (finding,) = examined(path, 1)["findings"]
-    assert (finding["check"], finding["remedy"]) == ("modes", "chmod 0600")
-
-
-def test_a_network_file_system_is_refused_before_anything_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    table = tmp_path / "mountinfo"
-    table.write_text(f"1 1 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / {tmp_path}/share rw - nfs4 server:/ rw\n")
-    monkeypatch.setattr(surroundings, "mount_table", table)
-    (tmp_path / "share").mkdir()
-    with pytest.raises(StoreUnavailable, match="network file system"):
-        Store.open(tmp_path / "share" / "state")
-    assert list((tmp_path / "share").iterdir()) == []
-    Store.open(tmp_path / "state").close()
-    assert surroundings.file_system(tmp_path / "state") == "ext4"
-
-
-def test_two_owners_of_the_import_name_are_found() -> None:
-    (finding,) = surroundings.import_name(["resetguard", "python-statemachine"])
-    assert "python-statemachine" in finding.problem
-    assert list(surroundings.import_name(["resetguard", "resetguard"])) == []
-
-
-def test_a_store_that_cannot_be_opened_is_trouble(path: Path) -> None:
+def test_store_that_cannot_be_opened_ends_with_3_and_none_at_all_with_2(path: Path) -> None:
     tear(path, keys.META)
-    assert CliRunner().invoke(app, ["doctor", "--store", str(path)]).exit_code == 3
+    assert run(path, "doctor").code == 3
+    assert run(path.parent / "none", "doctor").code == 2
+
+
+def test_so_many_findings_of_a_check_are_shown_and_all_are_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "FINDINGS_SHOWN_MAX", 2)
+    with raw(path) as txn:
+        for number in range(5):
+            txn.put(keys.damaged(b"ann", number), b"old")
+    ran = run(path, "doctor")
+    assert ran.code == 1
+    assert ran.out.count("warning: ") == 2
+    assert "5 findings" in ran.err
+    assert "3 more are not shown" in ran.err
