@@ -117,6 +117,14 @@ def test_mode_that_lets_others_in_is_told(tmp_path: Path, name: str, mode: int, 
         assert [(f.subject, f.remedy) for f in told(store, "modes")] == [(str(store.path / name), remedy)]
 
 
+def test_what_cannot_be_looked_at_is_an_error_and_the_rest_is_seen(tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as store:
+        moved = store.path / "owners"
+        moved.rename(tmp_path / "elsewhere")
+        assert [f.level for f in told(store, "marks")] == ["error"]
+        (tmp_path / "elsewhere").rename(moved)
+
+
 def test_two_distributions_of_one_import_name_are_told() -> None:
     assert list(surroundings.import_name(["resetguard", "resetguard"])) == []
     [found] = surroundings.import_name(["resetguard", "python-statemachine"])
