@@ -92,15 +92,15 @@ typedef Breaker {
 };
 
 /* Moves of a breaker; `statemachine/breaker.py` has the same functions by the names on the right. */
-inline B_OPENED(b)   { b.mode = OPEN; b.gen++; b.fails = 0; b.probe = 0; b.cooled = 0 }         /* opened */
-inline B_CLOSED(b)   { b.mode = CLOSED; b.gen++; b.fails = 0; b.probe = 0; b.cooled = 0 }       /* let_go */
-inline B_FORCED(b,m) { b.mode = m; b.gen++; b.fails = 0; b.probe = 0; b.cooled = 0 }            /* forced */
-inline B_LEASED(b,a) { b.mode = HALF; b.gen++; b.cooled = 0; b.probe = a + 1 }                  /* lease */
-inline B_RELEASED(b,a) {                                                                        /* released */
+inline B_OPENED(br)   { br.mode = OPEN; br.gen++; br.fails = 0; br.probe = 0; br.cooled = 0 }         /* opened */
+inline B_CLOSED(br)   { br.mode = CLOSED; br.gen++; br.fails = 0; br.probe = 0; br.cooled = 0 }       /* let_go */
+inline B_FORCED(br, to) { br.mode = to; br.gen++; br.fails = 0; br.probe = 0; br.cooled = 0 }            /* forced */
+inline B_LEASED(br, at) { br.mode = HALF; br.gen++; br.cooled = 0; br.probe = at + 1 }                  /* lease */
+inline B_RELEASED(br, at) {                                                                        /* released */
   if
-  :: b.mode == HALF && b.probe == a + 1 ->
+  :: br.mode == HALF && br.probe == at + 1 ->
 #ifndef M_PROBE_LEAK
-     b.mode = OPEN; b.gen++; b.cooled = 1; b.probe = 0;
+     br.mode = OPEN; br.gen++; br.cooled = 1; br.probe = 0;
      SAW(W_PROBE_GIVEN_BACK)
 #else
      skip
@@ -110,31 +110,31 @@ inline B_RELEASED(b,a) {                                                        
 }
 
 #ifdef M_NO_GENERATION
-#define LATE(b,g) (b.mode == FORCED_CLOSED)
+#define LATE(br, since) (br.mode == FORCED_CLOSED)
 #else
-#define LATE(b,g) (g != b.gen || b.mode == FORCED_CLOSED)
+#define LATE(br, since) (since != br.gen || br.mode == FORCED_CLOSED)
 #endif
 
-inline B_SUCCESS(b,a,g) {                                                                       /* settle, success */
+inline B_SUCCESS(br, at, since) {                                                                       /* settle, success */
   if
-  :: LATE(b,g) -> SAW(W_LATE_SUCCESS)
+  :: LATE(br, since) -> SAW(W_LATE_SUCCESS)
   :: else ->
      if
-     :: b.mode == HALF && b.probe == a + 1 -> B_CLOSED(b); SAW(W_PROBE_CLOSES)
-     :: else -> b.fails = 0
+     :: br.mode == HALF && br.probe == at + 1 -> B_CLOSED(br); SAW(W_PROBE_CLOSES)
+     :: else -> br.fails = 0
      fi
   fi
 }
-inline B_FAILURE(b,a,g,max) {                                                                   /* settle, failure */
+inline B_FAILURE(br, at, since, max) {                                                                   /* settle, failure */
   if
-  :: LATE(b,g) -> SAW(W_LATE_FAILURE)
+  :: LATE(br, since) -> SAW(W_LATE_FAILURE)
   :: else ->
      if
-     :: b.mode == HALF && b.probe == a + 1 -> B_OPENED(b); SAW(W_PROBE_REOPENS)
+     :: br.mode == HALF && br.probe == at + 1 -> B_OPENED(br); SAW(W_PROBE_REOPENS)
      :: else ->
         if
-        :: b.mode == CLOSED && b.fails + 1 >= max -> B_OPENED(b); SAW(W_FAILURES_OPEN)
-        :: else -> b.fails++
+        :: br.mode == CLOSED && br.fails + 1 >= max -> B_OPENED(br); SAW(W_FAILURES_OPEN)
+        :: else -> br.fails++
         fi
      fi
   fi

@@ -1,7 +1,7 @@
 /* reset.pml -- the resets of one user: attempts of several processes, their marks, the breaker, crashes, and recovery.
  *
  * Bounds: NR processes, NA attempts each; environment budgets CRASHES, CUTS (of power), FENCES, FORCES (an operator's
- * word on the breaker), FAULTS (commits that fail or stay in doubt), MEAS (measurements accepted meanwhile); THRESH
+ * word on the breaker), FAULTS (commits that fail or stay in doubt), INVALID (candidates), MEAS (measurements accepted meanwhile); THRESH
  * failures open the breaker, SMAX deaths make an input suspect.
  *
  * Left to other models: groups of measurements (batch.pml), several users (containment.pml), damage (history.pml).
@@ -35,6 +35,9 @@
 #endif
 #ifndef SMAX
 #define SMAX 1
+#endif
+#ifndef INVALID
+#define INVALID 1
 #endif
 #define A       (NR * NA)
 #define NV      (A + MEAS + 1)
@@ -104,7 +107,7 @@ num     acked[A];              /* the version acknowledged to its caller */
 num     abase[A];              /* the base of a committed attempt, + 1 */
 num     meas_at;               /* the version acknowledged to the measurement's writer */
 bit     fenced[NR];
-byte    crashes, cuts, fences, forces, faults, meas;
+byte    crashes, cuts, fences, forces, faults, meas, invalid;
 #ifdef M_NO_SYNC
 num     unsynced;              /* the attempt + 1 whose commit is in the page cache alone */
 #endif
@@ -284,7 +287,7 @@ inline MUTATE(r) {             /* the first operation sets x, the second P; each
   phase[r] = MUTATING
 }
 inline MUTATE_BADLY(r) {       /* the second operation makes a candidate that breaks a rule */
-  wP[r] = base[r] + 1; bad[r] = 1; phase[r] = MUTATING
+  invalid++; wP[r] = base[r] + 1; bad[r] = 1; phase[r] = MUTATING
 }
 
 inline ROLLBACK(r, failed) {   /* one transaction: outcome and breaker; the before-image was never touched */
@@ -464,7 +467,7 @@ end:
   :: d_step { phase[r] == ASKING && !SETTLES(r, 0) && !SETTLES(r, NR - 1) && MAY("ask", ME) -> PRE; ASK(r); POST("ask", ME) }
   :: d_step { phase[r] == LEASING && MAY("lease", ME) -> PRE; LEASE(r); POST("lease", ME) }
   :: d_step { BUSY(r) && wP[r] == base[r] && MAY("mutate", ME) -> PRE; MUTATE(r); POST("mutate", ME) }
-  :: d_step { BUSY(r) && wP[r] == base[r] && wx[r] != base[r] && MAY("mutate badly", ME) ->
+  :: d_step { invalid < INVALID && BUSY(r) && wP[r] == base[r] && wx[r] != base[r] && MAY("mutate badly", ME) ->
               PRE; MUTATE_BADLY(r); POST("mutate badly", ME) }
   :: d_step { phase[r] == MUTATING && (bad[r] || wx[r] != base[r]) && MAY("validate", ME) -> PRE; VALIDATE(r); POST("validate", ME) }
   :: d_step { phase[r] == VALIDATED && wP[r] != base[r] && MAY("offer", ME) -> PRE; OFFER(r); POST("offer", ME) }
