@@ -33,7 +33,6 @@
 #define W_REFUSED_GLOBAL    12
 #define W_BOTH_PROBES       13
 #define W_PROBE_WASTED      14
-#define W_LEASE_LOST        15
 #define W_LEASE_G_LOST      16
 #define W_COMMITTED         17
 #define W_NOT_COUNTED       18
@@ -91,11 +90,9 @@ inline ASK(u) {
   :: else -> phase[u] = REFUSED; SAW(W_REFUSED_USER)
   fi
 }
-inline LEASE(u) {              /* one transaction on the user's breaker */
-  if
-  :: gen[u] != b[u].gen -> phase[u] = REFUSED; SAW(W_LEASE_LOST)
-  :: else -> B_LEASED(b[u], CUR(u)); gen[u] = b[u].gen; phase[u] = ASKING_G
-  fi
+inline LEASE(u) {              /* one transaction on the user's breaker, which nobody else moves here */
+  assert(gen[u] == b[u].gen);
+  B_LEASED(b[u], CUR(u)); gen[u] = b[u].gen; phase[u] = ASKING_G
 }
 inline ASK_GLOBAL(u) {
   if

@@ -1,0 +1,103 @@
+"""The door to SPIN: a model of `specs/` is turned into a verifier, compiled, and run; what it found comes back as values.
+
+SPIN writes C, which is compiled for each set of bounds.  Both programs are looked for when they are needed, and a
+machine without them is told how to install them: nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+MODELS: Final = Path(__file__).parents[1] / "specs"
+DEPTH_MAX: Final = 400_000
+MEGABYTES_MAX: Final = 6_000
+SECONDS_MAX: Final = 900
+_DEFINE: Final = re.compile(r"^#define (\w+)\s+(\d+)\b", re.MULTILINE)
+
+
+class SpinMissing(Exception):
+    """SPIN, or a C compiler for what it writes, is not installed."""
+
+
+class Found(NamedTuple):
+    """What one exhaustive search found.
+
+    `refuted` is SPIN's sentence about the first property that does not hold, "" where all hold.  `seen` counts how often
+    each named branch was taken.  `complete`: nothing was left unexplored.
+    """
+
+    states: int
+    transitions: int
+    refuted: str
+    complete: bool
+    seen: dict[int, int]
+    seconds: float
+
+
+def require() -> None:
+    """Raise SpinMissing unless both programs are there."""
+    missing = [name for name in ("spin", "gcc") if shutil.which(name) is None]
+    if missing:
+        message = f"{' and '.join(missing)} not found; install with `apt-get install spin gcc`, or from https://spinroot.com"
+        raise SpinMissing(message)
+
+
+def defines(model: str) -> dict[str, int]:
+    """The numbers that a model gives names to, those of its include too."""
+    text = (MODELS / "common.pml").read_text(encoding="utf-8") + (MODELS / f"{model}.pml").read_text(encoding="utf-8")
+    return {name: int(number) for name, number in _DEFINE.findall(text)}
+
+
+def compiled(model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False) -> Path:
+    """A verifier of `model` in `directory`; `settings` are its bounds and switches, as NAME or NAME=NUMBER."""
+    require()
+    for source in MODELS.glob("*.pml"):
+        shutil.copy(source, directory)
+    for source in MODELS.glob("*.h"):
+        shutil.copy(source, directory)
+    _run(["spin", "-a", *(f"-D{setting}" for setting in settings), f"{model}.pml"], directory)
+    kind = ["-DNFAIR=6"] if live else ["-DSAFETY"]
+    kind += [] if reduced else ["-DNOREDUCE"]
+    _run(["gcc", "-w", "-O2", *kind, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
+    return directory / "pan"
+
+
+def search(model: str, settings: tuple[str, ...] = (), *, live: bool = False) -> Found:
+    """Explore every state of `model`; with `live`, look for cycles that a weakly fair schedule could go round for ever."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="resetguard-spec-") as name:
+        directory = Path(name)
+        pan = compiled(model, directory, settings, live=live)
+        text = _run([str(pan), f"-m{DEPTH_MAX}", *(["-a", "-f"] if live else [])], directory)
+    return _read(text, time.monotonic() - began)
+
+
+def _run(command: list[str], directory: Path, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(  # noqa: S603 - programs and arguments are this package's own
+        command, cwd=directory, capture_output=True, text=True, timeout=SECONDS_MAX, check=False,
+        env=None if env is None else {**os.environ, **env},
+    )
+    if done.returncode != 0 or "Error:" in done.stdout:
+        message = f"{' '.join(command)} failed with {done.returncode}: {done.stdout[-2_000:]}{done.stderr[-2_000:]}"
+        raise RuntimeError(message)
+    return done.stdout
+
+
+def _read(text: str, seconds: float) -> Found:
+    states, transitions = re.search(r"(\d+) states, stored", text), re.search(r"(\d+) transitions", text)
+    errors = re.search(r"errors: (\d+)", text)
+    if states is None or transitions is None or errors is None:
+        message = f"SPIN's verifier said nothing that can be understood: {text[-2_000:]}"
+        raise RuntimeError(message)
+    why = re.search(r"^pan:1: (.*?)(?: \(at depth \d+\))?$", text, re.MULTILINE)
+    refuted = "" if errors[1] == "0" else (why[1] if why else "an error without a sentence")
+    complete = "Search not completed" not in text and "max search depth too small" not in text
+    seen = {int(n): int(count) for n, count in re.findall(r"^SEEN (\d+) (\d+)$", text, re.MULTILINE)}
+    return Found(int(states[1]), int(transitions[1]), refuted, complete, seen, seconds)
