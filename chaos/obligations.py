@@ -57,6 +57,7 @@ CLAIMS: Final = (
     Claim("resets: every hazard, one attempt a process", "reset", ("NA=1",)),
     Claim("resets: deaths, faults and an operator", "reset", ("THRESH=1", "CUTS=0", "FENCES=0", "MEAS=0")),
     Claim("resets: fences and measurements", "reset", ("THRESH=1", "CUTS=0", "FORCES=0", "FAULTS=0")),
+    Claim("resets: two probes close", "reset", ("THRESH=1", "OKS=2", "CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "CRASHES=0")),
     Claim("resets: power cuts and faults", "reset", ("THRESH=1", "FENCES=0", "FORCES=0", "MEAS=0", "CRASHES=0")),
     Claim("containment: three users", "containment"),
     Claim("containment: two failures open", "containment", ("THRESH=2", "NA=3", "NU=2", "FORCES=0")),
@@ -88,8 +89,8 @@ MUTANTS: Final = (
     Mutant("NO_SUSPECT", "reset", ("CRASHES=3", "CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "MEAS=0"), "INV-07", "died>>"),
     Mutant("SECOND_OUTCOME", "reset", ("CUTS=0", "FENCES=0", "FORCES=0", "MEAS=0"), "INV-03", "rows[i]<=1"),
     Mutant("SKIP_VALIDATION", "reset", _QUIET, "INV-04", "!(bad_head)"),
-    Mutant("LEASE_NO_CAS", "reset", _QUIET, "INV-07", "b.mode==1"),
-    Mutant("FORCED_TIMER", "reset", ("CUTS=0", "FENCES=0", "FAULTS=0", "MEAS=0"), "INV-07", "b.mode==1"),
+    Mutant("LEASE_NO_CAS", "reset", _QUIET, "INV-07", "b.probe==0"),
+    Mutant("FORCED_TIMER", "reset", ("CUTS=0", "FENCES=0", "FAULTS=0", "MEAS=0"), "INV-07", "b.probe==0"),
     Mutant("PROBE_LEAK", "reset", (*_QUIET, "LTL_PROBE"), "INV-12", CYCLE, live=True),
     Mutant("NO_COOLDOWN", "reset", (*_QUIET, "LTL_ADMITS"), "INV-12", CYCLE, live=True),
     Mutant("ONE_BREAKER", "containment", (), "INV-11", "ever[i]"),
@@ -118,15 +119,14 @@ MUTANTS: Final = (
 _DEATHS: Final = {
     "reset": ("IDLE", "ASKING", "LEASING", "SNAPSHOTTED", "MUTATING", "VALIDATED", "OFFERED", "COMMITTED", "ROLLEDBACK", "REFUSED",
               "DOUBT", "OPENING"),
-    "containment": ("IDLE", "ASKING", "LEASING", "SNAPSHOTTED", "OFFERED", "COMMITTED", "ROLLEDBACK", "REFUSED", "LEASING_G",
-                    "ASKING_G"),
+    "containment": ("IDLE", "ASKING", "LEASING", "SNAPSHOTTED", "OFFERED", "COMMITTED", "ROLLEDBACK", "REFUSED", "LEASING_G"),
     "batch": ("READING", "WRITING", "SINGLY", "ENDED_"),
     "history": (),
 }
 # Branches of common.pml that a model cannot take: batches and history have no breaker, and a user who has one process
 # alone never hears of a late result.
-_SHARED: Final = ("PROBE_GIVEN_BACK", "LATE_SUCCESS", "PROBE_CLOSES", "LATE_FAILURE", "PROBE_REOPENS", "FAILURES_OPEN")
-_NOT_THERE: Final = {"reset": (), "containment": ("LATE_SUCCESS", "LATE_FAILURE"), "batch": _SHARED, "history": _SHARED}
+_SHARED: Final = ("PROBE_GIVEN_BACK", "LATE_SUCCESS", "PROBE_CLOSES", "LATE_FAILURE", "PROBE_REOPENS", "FAILURES_OPEN", "PROBE_COUNTS")
+_NOT_THERE: Final = {"reset": (), "containment": ("LATE_SUCCESS", "LATE_FAILURE", "PROBE_COUNTS"), "batch": _SHARED, "history": _SHARED}
 _DEATH: Final = "CRASH_IN"
 
 

@@ -82,29 +82,34 @@ c_code {
 #define W_LATE_FAILURE      3
 #define W_PROBE_REOPENS     4
 #define W_FAILURES_OPEN     5
+#define W_PROBE_COUNTS      6
+
+#ifndef OKS
+#define OKS 1                  /* successful probes in succession that close a breaker */
+#endif
 
 typedef Breaker {
   byte mode;
   byte fails;                  /* consecutive failures */
-  num  gen;                    /* grows with every change of mode */
-  num  probe;                  /* attempt + 1 that holds the one probe, or 0 */
-  bit  cooled;                 /* the cooldown is over, or a probe was given back */
+  byte wins;                   /* successful probes in succession */
+  num  gen;                    /* grows with every change of mode, and of who holds the probe */
+  num  probe;                  /* attempt + 1 that holds the one probe of a half-open breaker; 0: it is free */
+  bit  cooled;                 /* the cooldown of an open breaker is over */
 };
 
-/* Moves of a breaker; `statemachine/breaker.py` has the same functions by the names on the right. */
-inline B_OPENED(br)   { br.mode = OPEN; br.gen++; br.fails = 0; br.probe = 0; br.cooled = 0 }         /* opened */
-inline B_CLOSED(br)   { br.mode = CLOSED; br.gen++; br.fails = 0; br.probe = 0; br.cooled = 0 }       /* let_go */
-inline B_FORCED(br, to) { br.mode = to; br.gen++; br.fails = 0; br.probe = 0; br.cooled = 0 }            /* forced */
-inline B_LEASED(br, at) { br.mode = HALF; br.gen++; br.cooled = 0; br.probe = at + 1 }                  /* lease */
-inline B_RELEASED(br, at) {                                                                        /* released */
+/* Moves of a breaker; `statemachine/breaker.py` has the same functions, by the names on the right. */
+inline B_RESET(br, to)  { br.mode = to; br.gen++; br.fails = 0; br.wins = 0; br.probe = 0; br.cooled = 0 }
+inline B_OPENED(br)     { B_RESET(br, OPEN) }                                       /* opened */
+inline B_CLOSED(br)     { B_RESET(br, CLOSED) }                                     /* let_go */
+inline B_FORCED(br, to) { B_RESET(br, to) }                                         /* forced */
+inline B_LEASED(br, at) { br.mode = HALF; br.gen++; br.cooled = 0; br.probe = at + 1 }      /* lease */
+inline B_RELEASED(br, at) {                                                         /* released */
   if
   :: br.mode == HALF && br.probe == at + 1 ->
 #ifndef M_PROBE_LEAK
-     br.mode = OPEN; br.gen++; br.cooled = 1; br.probe = 0;
-     SAW(W_PROBE_GIVEN_BACK)
-#else
-     skip
+     br.gen++; br.probe = 0;
 #endif
+     SAW(W_PROBE_GIVEN_BACK)
   :: else
   fi
 }
@@ -115,27 +120,27 @@ inline B_RELEASED(br, at) {                                                     
 #define LATE(br, since) (since != br.gen || br.mode == FORCED_CLOSED)
 #endif
 
-inline B_SUCCESS(br, at, since) {                                                                       /* settle, success */
+inline B_SUCCESS(br, at, since) {                                                   /* settle, "success" */
   if
   :: LATE(br, since) -> SAW(W_LATE_SUCCESS)
   :: else ->
      if
-     :: br.mode == HALF && br.probe == at + 1 -> B_CLOSED(br); SAW(W_PROBE_CLOSES)
-     :: else -> br.fails = 0
+     :: br.mode == HALF && br.probe == at + 1 && br.wins + 1 >= OKS -> B_CLOSED(br); SAW(W_PROBE_CLOSES)
+     :: br.mode == HALF && br.probe == at + 1 && br.wins + 1 < OKS -> br.wins++; br.gen++; br.probe = 0; SAW(W_PROBE_COUNTS)
+     :: br.mode == CLOSED -> br.fails = 0
+     :: else
      fi
   fi
 }
-inline B_FAILURE(br, at, since, max) {                                                                   /* settle, failure */
+inline B_FAILURE(br, at, since, max) {                                              /* settle, "failure" */
   if
   :: LATE(br, since) -> SAW(W_LATE_FAILURE)
   :: else ->
      if
      :: br.mode == HALF && br.probe == at + 1 -> B_OPENED(br); SAW(W_PROBE_REOPENS)
-     :: else ->
-        if
-        :: br.mode == CLOSED && br.fails + 1 >= max -> B_OPENED(br); SAW(W_FAILURES_OPEN)
-        :: else -> br.fails++
-        fi
+     :: br.mode == CLOSED && br.fails + 1 >= max -> B_OPENED(br); SAW(W_FAILURES_OPEN)
+     :: br.mode == CLOSED && br.fails + 1 < max -> br.fails++
+     :: else
      fi
   fi
 }

@@ -25,8 +25,7 @@
 #define USERS 2
 #endif
 #define A (NU * NA)
-#define LEASING_G 13           /* the user's breaker admits; the global one is open, has cooled, and wants a probe */
-#define ASKING_G  14           /* the user's breaker admits; the global one was not asked yet */
+#define LEASING_G 13           /* the user's breaker admits; the global one has cooled and wants a probe */
 
 #define W_ADMITTED          10
 #define W_REFUSED_USER      11
@@ -54,6 +53,7 @@ bit     failing[NU];           /* users in its window */
 /* [volatile] */
 byte    phase[NU];
 num     used[NU], gen[NU], ggen[NU];
+bit     wants[NU];             /* it is to be the global breaker's probe */
 /* [marks] */
 byte    orphan[NU];            /* attempt + 1 that a dead process left */
 /* [ghost] */
@@ -68,12 +68,12 @@ hidden byte was_mode, was_fails;
 hidden num  was_gen;
 
 inline CHECK() {
-  /* INV-07: half-open has one probe. */
-  assert((g.mode == HALF) == (g.probe != 0));
+  /* INV-07: half-open has at most one probe, no other mode has any. */
+  assert(g.mode == HALF || g.probe == 0);
   i = 0;
   do
   :: i < NU ->
-     assert((b[i].mode == HALF) == (b[i].probe != 0));
+     assert(b[i].mode == HALF || b[i].probe == 0);
      /* INV-11: a user's breaker is moved by attempts of that user alone. */
      assert(b[i].probe == 0 || (b[i].probe - 1) / NA == i);
      assert(b[i].mode != OPEN || ever[i]);
@@ -83,33 +83,33 @@ inline CHECK() {
   i = 0; n = 0; was_mode = 0; was_fails = 0; was_gen = 0
 }
 
-inline ASK(u) {
+#define SHUTS(br)  (br.mode == FORCED_OPEN || (br.mode == OPEN && !br.cooled) || (br.mode == HALF && br.probe != 0))
+#define PROBES(br) ((br.mode == OPEN && br.cooled) || (br.mode == HALF && br.probe == 0))
+
+inline ASK(u) {                /* both breakers are asked before any probe is leased: no transaction */
   if
-  :: b[u].mode == CLOSED || b[u].mode == FORCED_CLOSED -> gen[u] = b[u].gen; phase[u] = ASKING_G
-  :: b[u].mode == OPEN && b[u].cooled -> gen[u] = b[u].gen; phase[u] = LEASING
-  :: else -> phase[u] = REFUSED; SAW(W_REFUSED_USER)
+  :: SHUTS(b[u]) -> phase[u] = REFUSED; SAW(W_REFUSED_USER)
+  :: !SHUTS(b[u]) && SHUTS(g) -> phase[u] = REFUSED; SAW(W_REFUSED_GLOBAL)
+  :: else ->
+     gen[u] = b[u].gen; ggen[u] = g.gen; wants[u] = PROBES(g);
+     if
+     :: PROBES(b[u]) -> phase[u] = LEASING
+     :: else -> if :: wants[u] -> phase[u] = LEASING_G :: else -> phase[u] = SNAPSHOTTED; SAW(W_ADMITTED) fi
+     fi
   fi
 }
 inline LEASE(u) {              /* one transaction on the user's breaker, which nobody else moves here */
   assert(gen[u] == b[u].gen);
-  B_LEASED(b[u], CUR(u)); gen[u] = b[u].gen; phase[u] = ASKING_G
+  B_LEASED(b[u], CUR(u)); gen[u] = b[u].gen;
+  if :: wants[u] -> phase[u] = LEASING_G :: else -> phase[u] = SNAPSHOTTED fi
 }
-inline ASK_GLOBAL(u) {
+inline LEASE_GLOBAL(u) {       /* one transaction on the global breaker, compare-and-set */
   if
-  :: g.mode == CLOSED || g.mode == FORCED_CLOSED -> ggen[u] = g.gen; phase[u] = SNAPSHOTTED; SAW(W_ADMITTED)
-  :: g.mode == OPEN && g.cooled -> ggen[u] = g.gen; phase[u] = LEASING_G
-  :: else -> REFUSED_BY_GLOBAL(u)
-  fi
-}
-inline REFUSED_BY_GLOBAL(u) {  /* one transaction where a probe of the user's breaker was leased for it: it gives that back */
+  :: ggen[u] != g.gen ->       /* somebody was faster: the probe of the user's own breaker is given back in a transaction */
 #ifndef M_PROBE_WASTED
-  if :: b[u].probe == CUR(u) + 1 -> B_RELEASED(b[u], CUR(u)); SAW(W_PROBE_WASTED) :: else fi;
+     if :: b[u].probe == CUR(u) + 1 -> B_RELEASED(b[u], CUR(u)); SAW(W_PROBE_WASTED) :: else fi;
 #endif
-  phase[u] = REFUSED; SAW(W_REFUSED_GLOBAL)
-}
-inline LEASE_GLOBAL(u) {       /* one transaction on the global breaker */
-  if
-  :: ggen[u] != g.gen -> REFUSED_BY_GLOBAL(u); SAW(W_LEASE_G_LOST)
+     phase[u] = REFUSED; SAW(W_LEASE_G_LOST)
   :: else ->
      B_LEASED(g, CUR(u)); ggen[u] = g.gen; phase[u] = SNAPSHOTTED;
      if :: b[u].probe == CUR(u) + 1 -> SAW(W_BOTH_PROBES) :: else fi
@@ -131,16 +131,17 @@ inline GLOBAL_BAD(u) {
   :: else ->
      if
      :: g.mode == HALF && g.probe == CUR(u) + 1 -> B_OPENED(g); SAW(W_GLOBAL_REOPENS)
-     :: else ->
+     :: g.mode != CLOSED && !(g.mode == HALF && g.probe == CUR(u) + 1)
+     :: g.mode == CLOSED ->
 #ifdef M_COUNT_FAILURES
         g.fails++;
         if
-        :: g.mode == CLOSED && g.fails >= USERS -> n = 0; FAILED_USERS();
+        :: g.fails >= USERS -> n = 0; FAILED_USERS();
 #else
         failing[u] = 1; i = 0; n = 0;
         do :: i < NU -> n = n + failing[i]; i++ :: else -> break od;
         if
-        :: g.mode == CLOSED && n >= USERS -> n = 0; FAILED_USERS();
+        :: n >= USERS -> n = 0; FAILED_USERS();
 #endif
            /* INV-11: the global breaker opens on distinct users. */
            assert(n >= USERS);
@@ -185,22 +186,21 @@ proctype User(byte u) {
 end:
   do
   :: d_step { phase[u] == IDLE && used[u] < NA && MAY("begin", ME) -> PRE; used[u]++; phase[u] = ASKING; POST("begin", ME) }
-  :: d_step { phase[u] == ASKING && !DEAD(b[u].probe) && MAY("ask", ME) -> PRE; ASK(u); POST("ask", ME) }
+  :: d_step { phase[u] == ASKING && !DEAD(b[u].probe) && !DEAD(g.probe) && MAY("ask", ME) -> PRE; ASK(u); POST("ask", ME) }
   :: d_step { phase[u] == LEASING && MAY("lease", ME) -> PRE; LEASE(u); POST("lease", ME) }
-  :: d_step { phase[u] == ASKING_G && !DEAD(g.probe) && MAY("ask global", ME) -> PRE; ASK_GLOBAL(u); POST("ask global", ME) }
   :: d_step { phase[u] == LEASING_G && MAY("lease global", ME) -> PRE; LEASE_GLOBAL(u); POST("lease global", ME) }
   :: d_step { phase[u] == SNAPSHOTTED && MAY("offer", ME) -> PRE; phase[u] = OFFERED; POST("offer", ME) }
   :: d_step { phase[u] == OFFERED && MAY("commit", ME) -> PRE; COMMIT(u); POST("commit", ME) }
   :: d_step { phase[u] == SNAPSHOTTED && MAY("fail", ME) -> PRE; FAIL(u); POST("fail", ME) }
-  :: d_step { OVER(u) && MAY("finish", ME) -> PRE; phase[u] = IDLE; gen[u] = 0; ggen[u] = 0; POST("finish", ME) }
+  :: d_step { OVER(u) && MAY("finish", ME) -> PRE; phase[u] = IDLE; gen[u] = 0; ggen[u] = 0; wants[u] = 0; POST("finish", ME) }
   :: d_step { crashes < CRASHES && phase[u] != DOWN && MAY("crash", ME) ->
               PRE; c_code { seen[W_CRASH_IN + now.phase[ME]]++; }; crashes++; ever[u] = 1;
               if :: IN(u) -> orphan[u] = CUR(u) + 1 :: else fi;
-              phase[u] = DOWN; gen[u] = 0; ggen[u] = 0; POST("crash", ME) }
+              phase[u] = DOWN; gen[u] = 0; ggen[u] = 0; wants[u] = 0; POST("crash", ME) }
   :: d_step { phase[u] == DOWN && MAY("reopen", ME) ->     /* an opening settles what it finds */
               PRE; if :: orphan[u] -> SETTLE(u) :: else fi; phase[u] = IDLE; POST("reopen", ME) }
   :: d_step { phase[u] == ASKING && DEAD(b[u].probe) && MAY("settle own", ME) -> PRE; SETTLE((b[u].probe - 1) / NA); POST("settle own", ME) }
-  :: d_step { phase[u] == ASKING_G && DEAD(g.probe) && MAY("settle global", ME) ->
+  :: d_step { phase[u] == ASKING && DEAD(g.probe) && MAY("settle global", ME) ->
               PRE; SETTLE((g.probe - 1) / NA); POST("settle global", ME) }
   od
 }
@@ -227,10 +227,10 @@ init {
 }
 
 #ifdef LTL_GLOBAL_PROBE   /* INV-12: a probe of the global breaker gives its slot back, whoever held it */
-ltl the_global_probe_is_released { [] (g.mode == HALF -> <> (g.mode != HALF)) }
+ltl the_global_probe_is_released { [] (g.probe != 0 -> <> (g.probe == 0)) }
 #endif
 #ifdef LTL_USER_PROBE
-ltl a_users_probe_is_released { [] (b[0].mode == HALF -> <> (b[0].mode != HALF)) }
+ltl a_users_probe_is_released { [] (b[0].probe != 0 -> <> (b[0].probe == 0)) }
 #endif
 #ifdef LTL_GLOBAL_ADMITS
 ltl the_global_breaker_admits_again { [] (g.mode == OPEN -> <> (g.mode != OPEN || g.cooled)) }

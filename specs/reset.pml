@@ -98,7 +98,7 @@ num     used[NR];              /* attempts begun */
 num     base[NR];              /* the version that the snapshot was taken from */
 num     gen[NR];               /* the breaker's generation at admission */
 num     wx[NR], wP[NR];        /* the working copy: which version each component is for */
-bit     bad[NR];               /* the newest candidate breaks a rule: it is no checkpoint */
+byte    bad[NR];               /* 1: the candidate breaks a rule, which nobody has found yet; 2: it was found, and dropped */
 int     susp[NR];              /* the suspects in the breaker's record that a probe is leased from */
 /* [ghost] */
 bit     begun[A];
@@ -118,9 +118,10 @@ bit     strayed;               /* the step contradicts the log */
 
 #define CUR(r)  (r * NA + used[r] - 1)
 #define ME      PProcess->r    /* r, as embedded C sees it */
+#define FREE_TO_RUN(r) (phase[r] == SNAPSHOTTED || phase[r] == VALIDATED || (phase[r] == MUTATING && bad[r] == 2))
 #define BUSY(r) (phase[r] == SNAPSHOTTED || phase[r] == MUTATING || phase[r] == VALIDATED)
 #define DIED(v) ((died >> (2 * (v))) & 3)
-#define OVER(r) (phase[r] == COMMITTED || phase[r] == ROLLEDBACK || phase[r] == REFUSED || phase[r] == DOUBT)
+#define OVER(r) (phase[r] == COMMITTED || phase[r] == ROLLEDBACK || phase[r] == REFUSED)
 hidden int i, j, n;            /* scratch, no part of the state */
 hidden byte was_mode, was_fails;
 hidden num  was_gen;
@@ -131,8 +132,8 @@ inline CHECK() {
   assert(cx == head && cP == head);
   /* INV-04: the stored state passed its validation. */
   assert(!bad_head);
-  /* INV-07: half-open has one probe, no other mode has any. */
-  assert((b.mode == HALF) == (b.probe != 0));
+  /* INV-07: half-open has at most one probe, no other mode has any. */
+  assert(b.mode == HALF || b.probe == 0);
   i = 0;
   do
   :: i < NV ->
@@ -216,9 +217,9 @@ inline END(r, o)  { ROW(CUR(r), o); mark[CUR(r)] = FREE; mbase[CUR(r)] = 0 }
 inline REFUSE(r)  { mark[CUR(r)] = ENDED + O_REFUSED; phase[r] = REFUSED }
 
 #ifdef M_FORCED_TIMER
-#define COOLED (b.cooled || b.mode == FORCED_OPEN)
+#define COOLED (b.cooled || b.mode == FORCED_OPEN || (b.mode == HALF && b.probe == 0))
 #else
-#define COOLED (b.mode == OPEN && b.cooled)
+#define COOLED ((b.mode == OPEN && b.cooled) || (b.mode == HALF && b.probe == 0))
 #endif
 #ifdef M_NO_SUSPECT
 #define IS_SUSPECT(r) (false)
@@ -240,7 +241,7 @@ inline ASK(r) {                /* read the breaker: no transaction */
   :: else ->
      if
      :: b.mode == CLOSED || b.mode == FORCED_CLOSED -> ADMIT(r); SAW(W_ADMITTED)
-     :: b.mode == HALF -> REFUSE(r); SAW(W_REFUSED_HALF)
+     :: b.mode == HALF && b.probe != 0 -> REFUSE(r); SAW(W_REFUSED_HALF)
      :: COOLED -> gen[r] = b.gen; susp[r] = died; phase[r] = LEASING
      :: b.mode == OPEN && !COOLED -> REFUSE(r); SAW(W_REFUSED_OPEN)
      :: b.mode == FORCED_OPEN && !COOLED -> REFUSE(r); SAW(W_REFUSED_FORCED)
@@ -271,12 +272,13 @@ inline ASK(r) {                /* read the breaker: no transaction */
 
 inline LEASE(r) {              /* one transaction, compare-and-set on the breaker's record */
   if
-  :: FENCED(r) -> mark[CUR(r)] = ENDED + O_ROLLEDBACK; phase[r] = ROLLEDBACK; SAW(W_LEASE_FENCED)
+  :: FENCED(r) -> mark[CUR(r)] = ENDED + O_ROLLEDBACK; FORGET(r); phase[r] = IDLE; SAW(W_LEASE_FENCED)
   :: else ->
      if
      :: STALE(r) -> REFUSE(r); SAW(W_LEASE_LOST)
      :: else ->
-        assert(b.mode == OPEN);    /* INV-07: one probe, and an operator's word beats every timer */
+        /* INV-07: one probe, and an operator's word beats every timer */
+        assert((b.mode == OPEN || b.mode == HALF) && b.probe == 0);
         B_LEASED(b, CUR(r)); FLUSH(r); ADMIT(r); SAW(W_LEASED)
      fi
   fi
@@ -284,7 +286,7 @@ inline LEASE(r) {              /* one transaction, compare-and-set on the breake
 
 inline MUTATE(r) {             /* the first operation sets x, the second P; each makes a candidate */
   if :: wx[r] == base[r] -> wx[r] = base[r] + 1 :: else -> wP[r] = base[r] + 1 fi;
-  phase[r] = MUTATING
+  bad[r] = 0; phase[r] = MUTATING
 }
 inline MUTATE_BADLY(r) {       /* the second operation makes a candidate that breaks a rule */
   invalid++; wP[r] = base[r] + 1; bad[r] = 1; phase[r] = MUTATING
@@ -301,7 +303,7 @@ inline ROLLBACK(r, failed) {   /* one transaction: outcome and breaker; the befo
      fi;
      END(r, O_ROLLEDBACK); FLUSH(r)
   fi;
-  phase[r] = ROLLEDBACK
+  bad[r] = 0; phase[r] = ROLLEDBACK
 }
 
 inline VALIDATE(r) {           /* a candidate that passes is a checkpoint; of one that does not, the phase says nothing */
@@ -309,8 +311,8 @@ inline VALIDATE(r) {           /* a candidate that passes is a checkpoint; of on
   phase[r] = VALIDATED
 #else
   if
-  :: !bad[r] -> phase[r] = VALIDATED
-  :: bad[r] -> bad[r] = 0; wP[r] = base[r]; SAW(W_INVALID)
+  :: bad[r] == 0 -> phase[r] = VALIDATED
+  :: bad[r] == 1 -> bad[r] = 2; wP[r] = base[r]; SAW(W_INVALID)
   fi
 #endif
 }
@@ -330,7 +332,7 @@ inline EFFECT(r) {             /* what a commit writes: version, outcome and bre
 #ifndef M_TORN
   cP = wP[r];
 #endif
-  bad_head = bad[r];
+  bad_head = (bad[r] == 1);
 #ifndef M_SPLIT_OUTCOME
   LOOK(); B_SUCCESS(b, CUR(r), gen[r]); SAME(r); CLEAR(r); ROW(CUR(r), O_COMMITTED);
 #endif
@@ -457,7 +459,14 @@ inline LEFT_BY(q) {            /* n: how many marks a dead process of q left */
 
 /* What user code, the caller and the operating system may do next.  OTHER is the process that is not r, for two. */
 #define LEFT(q)     (orphan[(q) * NA] || orphan[(q) * NA + NA - 1])
-#define SETTLES(r, q) ((phase[r] == OPENING || (phase[r] == ASKING && b.mode == HALF && (b.probe - 1) / NA != r)) && LEFT(q))
+#define SETTLES(r, q) ((phase[r] == OPENING || (phase[r] == ASKING && b.probe != 0 && (b.probe - 1) / NA != r)) && LEFT(q))
+#ifdef EMIT                    /* the driver's operator settles as a fence does, and owners are settled in their order */
+#define IN_ORDER (!LEFT(0))
+#define ALL_SETTLED (!LEFT(0) && !LEFT(NR - 1))
+#else
+#define IN_ORDER (true)
+#define ALL_SETTLED (true)
+#endif
 #define ENDED_IN(r) ((mark[r * NA] >= ENDED && !orphan[r * NA]) || (mark[r * NA + NA - 1] >= ENDED && !orphan[r * NA + NA - 1]))
 
 proctype Process(byte r) {
@@ -466,15 +475,16 @@ end:
   :: d_step { phase[r] == IDLE && used[r] < NA && MAY("begin", ME) -> PRE; BEGIN(r); POST("begin", ME) }
   :: d_step { phase[r] == ASKING && !SETTLES(r, 0) && !SETTLES(r, NR - 1) && MAY("ask", ME) -> PRE; ASK(r); POST("ask", ME) }
   :: d_step { phase[r] == LEASING && MAY("lease", ME) -> PRE; LEASE(r); POST("lease", ME) }
-  :: d_step { BUSY(r) && wP[r] == base[r] && MAY("mutate", ME) -> PRE; MUTATE(r); POST("mutate", ME) }
-  :: d_step { invalid < INVALID && BUSY(r) && wP[r] == base[r] && wx[r] != base[r] && MAY("mutate badly", ME) ->
+  :: d_step { FREE_TO_RUN(r) && wP[r] == base[r] && MAY("mutate", ME) -> PRE; MUTATE(r); POST("mutate", ME) }
+  :: d_step { invalid < INVALID && FREE_TO_RUN(r) && wP[r] == base[r] && wx[r] != base[r] && MAY("mutate badly", ME) ->
               PRE; MUTATE_BADLY(r); POST("mutate badly", ME) }
-  :: d_step { phase[r] == MUTATING && (bad[r] || wx[r] != base[r]) && MAY("validate", ME) -> PRE; VALIDATE(r); POST("validate", ME) }
+  :: d_step { phase[r] == MUTATING && bad[r] != 2 && MAY("validate", ME) -> PRE; VALIDATE(r); POST("validate", ME) }
   :: d_step { phase[r] == VALIDATED && wP[r] != base[r] && MAY("offer", ME) -> PRE; OFFER(r); POST("offer", ME) }
   :: d_step { phase[r] == OFFERED && MAY("commit", ME) -> PRE; COMMIT(r); POST("commit", ME) }
-  :: d_step { BUSY(r) && !bad[r] && MAY("fail", ME) -> PRE; ROLLBACK(r, true); POST("fail", ME) }
-  :: d_step { BUSY(r) && !bad[r] && MAY("leave", ME) -> PRE; ROLLBACK(r, false); POST("leave", ME) }
+  :: d_step { BUSY(r) && MAY("fail", ME) -> PRE; ROLLBACK(r, true); POST("fail", ME) }
+  :: d_step { BUSY(r) && MAY("leave", ME) -> PRE; ROLLBACK(r, false); POST("leave", ME) }
   :: d_step { OVER(r) && MAY("finish", ME) -> PRE; FINISH(r); POST("finish", ME) }
+  :: d_step { phase[r] == DOUBT && MAY("give up", ME) -> PRE; FORGET(r); phase[r] = IDLE; POST("give up", ME) }
 #ifdef M_TORN
   :: d_step { phase[r] == COMMITTED && cP != head -> cP = wP[r]; CHECK() }
 #endif
@@ -482,12 +492,12 @@ end:
   :: d_step { phase[r] == IDLE && !key[r] && MAY("close", ME) -> PRE; DIE(r); POST("close", ME) }
   :: d_step { phase[r] == DOWN && MAY("reopen", ME) -> PRE; REOPEN(r); POST("reopen", ME) }
   :: d_step { SETTLES(r, 0) && MAY("settle 0", ME) -> PRE; SETTLE(r, 0); POST("settle 0", ME) }
-  :: d_step { SETTLES(r, NR - 1) && MAY("settle 1", ME) -> PRE; SETTLE(r, NR - 1); POST("settle 1", ME) }
+  :: d_step { SETTLES(r, NR - 1) && IN_ORDER && MAY("settle 1", ME) -> PRE; SETTLE(r, NR - 1); POST("settle 1", ME) }
   :: d_step { phase[r] == OPENING && !LEFT(0) && !LEFT(NR - 1) && MAY("opened", ME) -> PRE; phase[r] = IDLE; POST("opened", ME) }
   /* what the environment may do to r: bounded, and never obliged to happen */
   :: d_step { crashes < CRASHES && phase[r] != DOWN && MAY("crash", ME) ->
               PRE; c_code { seen[W_CRASH_IN + now.phase[ME]]++; }; crashes++; DIE(r); POST("crash", ME) }
-  :: d_step { fences < FENCES && phase[r] != DOWN && key[r] && MAY("fence", ME) ->
+  :: d_step { fences < FENCES && phase[r] != DOWN && key[r] && ALL_SETTLED && MAY("fence", ME) ->
               PRE; fences++; key[r] = 0; fenced[r] = 1; POST("fence", ME) }
   :: d_step { faults < FAULTS && phase[r] == OFFERED && MAY("commit fails", ME) -> PRE; COMMIT_FAILS(r); POST("commit fails", ME) }
   :: d_step { faults < FAULTS && phase[r] == OFFERED && !FENCED(r) && !LOST(r) && !MOVED(r) && MAY("doubt, durable", ME) ->
@@ -541,7 +551,7 @@ ltl every_attempt_ends { [] (begun[0] -> <> (out[0] != NONE || lost[0])) }
 ltl the_last_attempt_ends { [] (begun[A - 1] -> <> (out[A - 1] != NONE || lost[A - 1])) }
 #endif
 #ifdef LTL_PROBE       /* INV-07, INV-12: a probe gives its slot back */
-ltl a_probe_is_released { [] (b.mode == HALF -> <> (b.mode != HALF)) }
+ltl a_probe_is_released { [] (b.probe != 0 -> <> (b.probe == 0)) }
 #endif
 #ifdef LTL_ADMITS      /* INV-12: an open breaker admits again */
 ltl the_breaker_admits_again { [] (b.mode == OPEN -> <> (b.mode != OPEN || b.cooled)) }
