@@ -71,11 +71,15 @@ def compiled(model: str, directory: Path, settings: tuple[str, ...], *, live: bo
 
 def search(model: str, settings: tuple[str, ...] = (), *, live: bool = False) -> Found:
     """Explore every state of `model`; with `live`, look for cycles that a weakly fair schedule could go round for ever."""
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="resetguard-spec-") as name:
-        directory = Path(name)
-        pan = compiled(model, directory, settings, live=live)
-        text = _run([str(pan), f"-m{DEPTH_MAX}", *(["-a", "-f"] if live else [])], directory)
+        return run(model, settings, Path(name), live=live)
+
+
+def run(model: str, settings: tuple[str, ...], directory: Path, *, live: bool = False) -> Found:
+    """As `search`, in a directory in which whatever the verifier writes is left."""
+    began = time.monotonic()
+    pan = compiled(model, directory, settings, live=live)
+    text = _run([str(pan), f"-m{DEPTH_MAX}", *(["-a", "-f"] if live else [])], directory)
     return _read(text, time.monotonic() - began)
 
 
