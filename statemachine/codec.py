@@ -119,12 +119,11 @@ def decode_steps(records: Sequence[tuple[bytes, bytes]]) -> Steps | None:
 
     `decode_step` and `unseal` then say which, and why.
     """
-    if not records:
+    stored = b"".join([record for _, record in records])
+    if len(stored) != STEP_BYTES * len(records):
         return None
-    if any(len(record) != STEP_BYTES for _, record in records):
-        return None
-    table = np.frombuffer(b"".join([record for _, record in records]), _STEP_TYPE)
-    sums = np.fromiter((_checksum(key + record[:8] + record[_FRAME_BYTES:]) for key, record in records), np.uint64, len(records))
+    table = np.frombuffer(stored, _STEP_TYPE)
+    sums = np.array([_checksum(key + record[:8] + record[_FRAME_BYTES:]) for key, record in records], np.uint64)
     plain = ((table["magic"] == MAGIC) & (table["schema"] == SCHEMA) & (table["flags"] == 0) & (table["kind"] == STEP)
              & (table["length"] == STEP_BYTES - _FRAME_BYTES) & (table["sum"] == sums))
     if not plain.all():

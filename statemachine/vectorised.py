@@ -118,8 +118,9 @@ class FoldedBodyWeight:
 
     def state(self, lane: int, row: int) -> EstimatorState:
         """The state after a row of a lane, put together from the columns."""
-        begun, first = self.lanes.states[lane], int(self.lanes.starts[lane])
+        begun = self.lanes.states[lane]
         k, a = begun.kalman, begun.adaptation
+        first = max(int(self.lanes.starts[lane]), row + 1 - begun.readings_max)
         p01 = float(self.p01[row])
         pairs = np.empty(row + 1 - first, _PAIR_TYPE)
         pairs["at_us"], pairs["kg"] = self.lanes.at_us[first:row + 1], self.lanes.values[first:row + 1, 0]

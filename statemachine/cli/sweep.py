@@ -14,8 +14,6 @@ from statemachine.manager import ResetManager
 from statemachine.sweep import POLICIES, RULES, Policy, Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
     from statemachine.store import Store
     from statemachine.sweep import SweepReport, Told
@@ -59,8 +57,9 @@ def sweep(  # noqa: PLR0913 - one parameter an option of the command
     Example: resetguard sweep --store ./state --since-last
     """
     with console.command():
-        asked = Sweep(users=None if not user else tuple(user), rules=_names(rules, "--rules"), errors=_names(errors, "--errors") or (),
-                      policy=_policy(policy), since_seq=since_seq, since_last=since_last, dry_run=dry_run, actor=actor, reason=reason)
+        asked = Sweep(
+            users=tuple(user) if user else None, rules=_names(rules, "--rules"), errors=_names(errors, "--errors") or (),
+            policy=_policy(policy), since_seq=since_seq, since_last=since_last, dry_run=dry_run, actor=actor, reason=reason)
         if policy == "restore" and not dry_run and not (actor and reason):
             message = "--policy restore changes states: give --actor and --reason, for the audit log"
             raise InvalidInput(message)
@@ -150,7 +149,8 @@ def _restore(row: dict[str, Any]) -> str | None:
 
 def _say(report: SweepReport, *, dry_run: bool) -> None:
     told = "nothing was written" if dry_run else f"{report.new} of them new and now in the audit log"
-    console.say(f"{report.users} users and {report.versions} versions judged, {report.findings} findings, {told}")
+    console.say(f"{report.users} users and {report.versions} versions judged, {report.findings} findings"
+                f"{', ' + told if dry_run or report.findings else ''}")
     for outcome, count in report.restores.items():
         console.say(f"{count} users {outcome}" if outcome == "restored" else f"{count} users not restored: {outcome}")
     if report.changed:

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from statemachine import audit
-from statemachine.errors import InvalidInput, StoreCorrupt, StoreForeign
+from statemachine.errors import InvalidInput, StoreCorrupt, StoreForeign, UserUnknown
 from statemachine.state import user_key
 from statemachine.store import keys
 from statemachine.store.draft import record
@@ -124,7 +124,7 @@ def sweep(
     What was written before a crash stays written, and is not told again by the next sweep.  `on_finding` is called for each
     finding, new or not, once it is durable; `on_progress` with users looked at and versions judged, after each chunk; `stop`
     is asked between chunks.  Raises InvalidInput for a rule or a policy that is not known and for a restore without actor
-    and reason; a rule that raises is told in the report and stops nothing.
+    and reason, UserUnknown for a user of whom nothing is stored; a rule that raises is told in the report and stops nothing.
     """
     store = context.store
     chosen = _choose(asked, store)
@@ -185,6 +185,10 @@ def _choose(asked: Sweep, store: Store) -> _Chosen:
 
 def _users(store: Store, asked: Sweep) -> list[bytes] | None:
     given = None if asked.users is None else {user_key(user) for user in asked.users}
+    for user in asked.users or ():
+        if not store.knows(user):
+            message = f"nothing is stored for {user!r}"
+            raise UserUnknown(message, user=user)
     if asked.since_seq is None:
         return None if given is None else sorted(given)
     touched = memory.swept_since(store, asked.since_seq)
@@ -225,7 +229,7 @@ class _Running:
         if not logs:
             return
         table = tabulated(logs, self.store.estimator)
-        judged = structure.Judged(logs, table, fold(self.store.estimator, table.rows))
+        judged = structure.judged_by(logs, table, fold(self.store.estimator, table.rows), self.store.estimator)
         found: dict[str, list[Finding]] = {}
         for finding in self._judge(judged):
             severity: Severity = "error" if finding.rule in self.asked.errors else finding.severity
@@ -267,7 +271,7 @@ class _Running:
         if FOLD_HEAD in structural:
             yield from structure.fold_head(judged, estimator)
         if FOLD_IMAGE in structural:
-            yield from structure.fold_image(judged, estimator)
+            yield from structure.fold_image(judged)
         if CONFORMING in structural:
             yield from structure.conforming(judged, self.store.validator)
         courses = _courses(judged)

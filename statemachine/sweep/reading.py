@@ -5,7 +5,6 @@ Nothing is decoded while the transaction is open: a long reader makes LMDB keep 
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from statemachine.store import keys
@@ -80,6 +79,11 @@ def _log(txn: lmdb.Transaction[bytes], user: bytes, wanted: Callable[[Wanted], b
         return None
     prefix = keys.versions(user)
     stop = keys.after(prefix)
+    rows = []
     with txn.cursor() as cursor:
-        rows = list(takewhile(lambda row: row[0] < stop, cursor.iternext())) if cursor.set_range(prefix) else []
+        if cursor.set_range(prefix):
+            for row in cursor.iternext():
+                if row[0] >= stop:
+                    break
+                rows.append(row)
     return StoredLog(user, head, swept, rows) if rows or head is not None else None

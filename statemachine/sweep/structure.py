@@ -33,16 +33,18 @@ FOLD_HEAD: Final = "fold-head"
 FOLD_IMAGE: Final = "fold-image"
 CONFORMING: Final = "conforming"
 STRUCTURAL: Final = (FOLD_HEAD, FOLD_IMAGE, CONFORMING)
+NOBODY: Final = -1
 STRETCHES_MAX: Final = 32
 """Findings of `conforming` for each user, the newest: more say no more."""
 
 
 class Judged(NamedTuple):
-    """A chunk folded: its table and what the fold gave."""
+    """A chunk folded: its table, what the fold gave, and the lanes whose end is not the image that it should be."""
 
     logs: Sequence[StoredLog]
     table: Table
     folded: Folded
+    differing: frozenset[int]
 
 
 def troubles(judged: Judged) -> Iterator[Finding]:
@@ -53,15 +55,19 @@ def troubles(judged: Judged) -> Iterator[Finding]:
         yield Finding(judged.table.users[lane.user], version, READABLE, "error", why, "a step that can be repeated", "", version)
 
 
-def fold_image(judged: Judged, estimator: Estimator) -> Iterator[Finding]:
+def judged_by(logs: Sequence[StoredLog], table: Table, folded: Folded, estimator: Estimator) -> Judged:
+    """A chunk with its keyframes compared."""
+    differing = {number for number, lane in enumerate(table.lanes) if lane.met and number not in folded.trouble
+                 and estimator.encode(_end(table, folded, number)) != lane.met}
+    return Judged(logs, table, folded, frozenset(differing))
+
+
+def fold_image(judged: Judged) -> Iterator[Finding]:
     """Keyframes that are not what the log before them folds to."""
-    table, folded = judged.table, judged.folded
-    for number, lane in enumerate(table.lanes):
-        if not lane.met or number in folded.trouble:
-            continue
-        if estimator.encode(_end(judged, number)) != lane.met:
-            yield Finding(table.users[lane.user], lane.last, FOLD_IMAGE, "error", "another state",
-                          "bit for bit the fold of the versions before it", "", lane.last)
+    for number in sorted(judged.differing):
+        lane = judged.table.lanes[number]
+        yield Finding(judged.table.users[lane.user], lane.last, FOLD_IMAGE, "error", "another state",
+                      "bit for bit the fold of the versions before it", "", lane.last)
 
 
 def fold_head(judged: Judged, estimator: Estimator) -> Iterator[Finding]:
@@ -82,15 +88,14 @@ def fold_head(judged: Judged, estimator: Estimator) -> Iterator[Finding]:
         number = newest.get(user)
         if number is None or table.lanes[number].last != last or number in judged.folded.trouble:
             continue  # told as unreadable
-        if estimator.encode(_end(judged, number)) != head.state:
+        if estimator.encode(_end(table, judged.folded, number)) != head.state:
             yield Finding(name, last, FOLD_HEAD, "error", "another state", "bit for bit the fold of the log", "", last)
 
 
-def _end(judged: Judged, number: int) -> Any:
+def _end(table: Table, folded: Folded, number: int) -> Any:
     """The state at the end of a lane."""
-    rows, lane = judged.table.rows, judged.table.lanes[number]
-    length = int(rows.lengths[number])
-    return judged.folded.state(number, int(rows.starts[number]) + length - 1) if length else lane.state
+    length = int(table.rows.lengths[number])
+    return folded.state(number, int(table.rows.starts[number]) + length - 1) if length else table.lanes[number].state
 
 
 def conforming(judged: Judged, validator: StateValidator) -> Iterator[Finding]:
@@ -100,13 +105,18 @@ def conforming(judged: Judged, validator: StateValidator) -> Iterator[Finding]:
     others = StateValidator(tuple(rule for rule in validator.rules if not any(rule is known for known in folded.vouched)))
     suspects = np.concatenate((np.zeros(1, np.int64), np.cumsum(suspect)))
     broken: dict[int, dict[int, tuple[Violation, ...]]] = {}
+    passed_to = (NOBODY, 0)
     for number, lane in enumerate(table.lanes):
         start = int(table.rows.starts[number])
         stop = folded.trouble[number][0] if number in folded.trouble else start + int(table.rows.lengths[number])
-        first = validator.validate(lane.state)
+        # A keyframe that the lane before it ends in, bit for bit, was judged there.
+        first = () if passed_to == (lane.user, lane.version) else validator.validate(lane.state)
+        passed = not first and not others.rules and suspects[start] == suspects[stop]
+        ends_in_next = lane.met and number not in judged.differing and number not in folded.trouble
+        passed_to = (lane.user, lane.last) if passed and ends_in_next else (NOBODY, 0)
         if first:
             broken.setdefault(lane.user, {})[lane.version] = first
-        if not first and not others.rules and suspects[start] == suspects[stop]:
+        if passed:
             continue
         known = None if first else lane.state
         for row in range(start, stop):

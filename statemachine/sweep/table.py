@@ -7,6 +7,7 @@ What cannot be read ends a lane; the next image begins another, and what lies be
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -68,14 +69,15 @@ class _Part(NamedTuple):
 
 def tabulated(logs: Sequence[StoredLog], estimator: Estimator) -> Table:
     """The logs of a chunk as a table.  Raises nothing for damage: it becomes findings of the rule "readable"."""
-    steps = codec.decode_steps([row for log in logs for row in reversed(log.versions) if _is_plain(row[1])])
+    flags = [[_is_plain(record) for _, record in reversed(log.versions)] for log in logs]
+    steps = codec.decode_steps([row for log, plain in zip(logs, flags, strict=True)
+                                for row in compress(reversed(log.versions), plain)])
     columns = _Columns(sum(len(log.versions) for log in logs))
     parts = []
     first = taken = 0
-    for log in logs:
-        part = _part(log, first, trusted=steps is not None)
-        plain = np.ones(len(log.versions), np.bool_)
-        plain[list(part.others)] = False
+    for log, shapes in zip(logs, flags, strict=True):
+        plain = np.array(shapes, np.bool_) if steps is not None else np.zeros(len(log.versions), np.bool_)
+        part = _part(log, first, plain)
         if steps is not None:
             taken = columns.plain(first, plain, steps, taken)
             for place in np.flatnonzero(plain)[columns.kernels[first:first + len(plain)][plain] != estimator.kernel].tolist():
@@ -94,14 +96,13 @@ def _is_plain(record: bytes) -> bool:
     return len(record) == codec.STEP_BYTES and record[_KIND_AT] == codec.STEP
 
 
-def _part(log: StoredLog, first: int, *, trusted: bool) -> _Part:
+def _part(log: StoredLog, first: int, plain: Flags) -> _Part:
     records = log.versions[::-1]
     tails = b"".join([key[-8:] for key, _ in records])
     numbers = (np.uint64(2**64 - 1) - np.frombuffer(tails, ">u8").astype(np.uint64)).astype(np.int64)
     others: dict[int, Image | tuple[Reading, int] | str] = {}
-    for place, (key, record) in enumerate(records):
-        if trusted and len(record) == codec.STEP_BYTES and record[_KIND_AT] == codec.STEP:
-            continue
+    for place in np.flatnonzero(~plain).tolist():
+        key, record = records[place]
         try:
             others[place] = version_content(codec.unseal(key, record))
         except (StoreCorrupt, StoreForeign) as error:
