@@ -25,7 +25,7 @@ from statemachine.sweep.findings import NOWHERE, Courses, DeferredRule, Finding,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from statemachine.sweep.findings import Flags, Floats, Ints
+    from statemachine.sweep.findings import Floats, Ints
 
 NIS_95: Final = 3.84
 """The 95th percentile of chi-square with one degree of freedom."""
@@ -84,11 +84,10 @@ class _Window(msgspec.Struct, frozen=True, kw_only=True):
         """The rule's figures as text."""
         return repr(self)
 
-    def rows(self, courses: Courses) -> tuple[Ints, Flags, Ints]:
-        """The window of each user, which places of it are filled, and how many."""
+    def rows(self, courses: Courses) -> tuple[Ints, Ints]:
+        """The window of each user, and how many measurements it holds."""
         window = courses.newest(self.measurements, courses.ordinary())
-        filled = window != NOWHERE
-        return window, filled, filled.sum(axis=1)
+        return window, (window != NOWHERE).sum(axis=1)
 
     def limits(self, counts: Ints, limit_of: dict[int, float]) -> Floats:
         """The limit of each user, by its count; no number where the window holds too few."""
@@ -118,8 +117,8 @@ class NisHigh(_Window, frozen=True):
 
     def judge(self, courses: Courses) -> Iterator[Finding]:
         """Users whose mean is too high."""
-        window, filled, counts = self.rows(courses)
-        means = np.where(filled, courses.nis[window], 0.0).sum(axis=1) / np.maximum(counts, 1)
+        window, counts = self.rows(courses)
+        means = courses.taken(courses.nis, window).sum(axis=1) / np.maximum(counts, 1)
         limits = self.limits(counts, {n: chi_square_quantile(1.0 - self.false_alarms, n) / n for n in self.counts()})
         for user in np.flatnonzero(means > limits).tolist():
             limit = f"at most {limits[user]:.3g}, as the mean of {counts[user]}"
@@ -137,8 +136,8 @@ class NisLow(_Window, frozen=True):
 
     def judge(self, courses: Courses) -> Iterator[Finding]:
         """Users whose mean is too low."""
-        window, filled, counts = self.rows(courses)
-        means = np.where(filled, courses.nis[window], 0.0).sum(axis=1) / np.maximum(counts, 1)
+        window, counts = self.rows(courses)
+        means = courses.taken(courses.nis, window).sum(axis=1) / np.maximum(counts, 1)
         limits = self.limits(counts, {n: chi_square_quantile(self.false_alarms, n) / n for n in self.counts()})
         for user in np.flatnonzero(means < limits).tolist():
             limit = f"at least {limits[user]:.3g}, as the mean of {counts[user]}"
@@ -153,8 +152,8 @@ class NisShare(_Window, frozen=True):
 
     def judge(self, courses: Courses) -> Iterator[Finding]:
         """Users with too many large ones."""
-        window, filled, counts = self.rows(courses)
-        above = (filled & (courses.nis[window] > NIS_95)).sum(axis=1)
+        window, counts = self.rows(courses)
+        above = (courses.taken(courses.nis, window) > NIS_95).sum(axis=1)
         limits = self.limits(counts, {n: most_above(n, NIS_95_SHARE, self.false_alarms) for n in self.counts()})
         for user in np.flatnonzero(above > limits).tolist():
             limit = f"at most {int(limits[user])} of {counts[user]} above {NIS_95}"
@@ -173,10 +172,10 @@ class Whiteness(_Window, frozen=True):
 
     def judge(self, courses: Courses) -> Iterator[Finding]:
         """Users whose innovations are correlated."""
-        window, filled, counts = self.rows(courses)
+        window, counts = self.rows(courses)
         scaled = courses.figures["innovation"] / np.sqrt(courses.figures["innovation_variance"])
-        v = np.where(filled, scaled[window], 0.0)
-        pairs = filled[:, :-1]  # filled from the back, so that what follows one that is there is there
+        v = courses.taken(scaled, window)
+        pairs = window[:, :-1] != NOWHERE  # filled from the back, so that what follows one that is there is there
         earlier, later = np.where(pairs, v[:, :-1], 0.0), np.where(pairs, v[:, 1:], 0.0)
         scale = np.sqrt((earlier * earlier).sum(axis=1) * (later * later).sum(axis=1))
         correlation = (earlier * later).sum(axis=1) / np.where(scale > 0.0, scale, 1.0)
@@ -209,9 +208,8 @@ class Stuck(_Window, frozen=True):
         since = rows - np.maximum.accumulate(np.where(begins, rows, 0))
         wanted = (since >= self.settled) & (apart_us <= self.days_max * US_PER_DAY) & np.isfinite(courses.figures["gain"])
         window = courses.newest(self.measurements, wanted)
-        filled = window != NOWHERE
-        counts = filled.sum(axis=1)
-        gains = np.where(filled, courses.figures["gain"][window], 0.0).sum(axis=1) / np.maximum(counts, 1)
+        counts = (window != NOWHERE).sum(axis=1)
+        gains = courses.taken(courses.figures["gain"], window).sum(axis=1) / np.maximum(counts, 1)
         for user in np.flatnonzero((counts >= self.measurements_min) & (gains > self.gain_max)).tolist():
             limit = f"at most {self.gain_max:g}, as the mean of {counts[user]}"
             yield _found(self.name, self.severity, courses, window, user, float(gains[user]), limit)

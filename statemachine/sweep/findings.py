@@ -77,6 +77,13 @@ class Courses(NamedTuple):
         window[whose[near], most - 1 - from_end[near]] = rows[near]
         return window
 
+    @staticmethod
+    def taken(column: Floats, window: Ints) -> Floats:
+        """A column's numbers at a window's rows, 0 where there is none, shape (users, most)."""
+        if not len(column):
+            return np.zeros(window.shape)
+        return np.where(window != NOWHERE, column[window], 0.0)
+
     def ordinary(self) -> Flags:
         """The measurements whose NIS says something: the filter had settled, and it is a number."""
         return ~self.adapting & np.isfinite(self.nis)
