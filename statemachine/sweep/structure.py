@@ -130,16 +130,16 @@ def conforming(judged: Judged, validator: StateValidator) -> Iterator[Finding]:
 
 
 def _stretches(table: Table, user: int, broken: dict[int, tuple[Violation, ...]]) -> Iterator[Finding]:
-    """One finding for each stretch of neighbouring versions in which one part of the state breaks one rule."""
-    running: dict[tuple[str, str], tuple[int, Violation, int]] = {}
+    """One finding for each stretch of neighbouring versions that break one rule; it shows the first thing wrong there."""
+    running: dict[str, tuple[int, Violation, int]] = {}
     ended: list[tuple[int, Violation, int]] = []
     for version in sorted(broken):
-        now: dict[tuple[str, str], tuple[int, Violation, int]] = {}
-        for violation in broken[version]:
-            part = (violation.rule, violation.path)
-            known = running.get(part)
-            now[part] = (known[0], known[1], version) if known and known[2] == version - 1 else (version, violation, version)
-        ended.extend(stretch for part, stretch in running.items() if part not in now or now[part][0] != stretch[0])
+        now: dict[str, tuple[int, Violation, int]] = {}
+        for violation in reversed(broken[version]):
+            known = running.get(violation.rule)
+            follows = known is not None and known[2] == version - 1
+            now[violation.rule] = (known[0], known[1], version) if known and follows else (version, violation, version)
+        ended.extend(stretch for rule, stretch in running.items() if rule not in now or now[rule][0] != stretch[0])
         running = now
     ended.extend(running.values())
     last = table.ranges[user][1]

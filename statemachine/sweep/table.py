@@ -182,8 +182,10 @@ class _Laid:
         for place in sorted(gaps | set(others)):
             version = int(numbers[place])
             if place in gaps:
-                self.close(int(numbers[place - 1]), b"")
-                self.bad(version - 1, "it is missing from the log")
+                before = int(numbers[place - 1])
+                self.close(before, b"")
+                many = f", as are those to version {version - 1}" if version - before > 2 else ""  # noqa: PLR2004 - one is missing
+                self.bad(before + 1, f"it is missing from the log{many}")
             found = others.get(place)
             if isinstance(found, str):
                 self.close(version - 1, b"")
