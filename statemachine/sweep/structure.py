@@ -79,7 +79,8 @@ def fold_head(judged: Judged, estimator: Estimator) -> Iterator[Finding]:
         try:
             head = record(Head, keys.head(log.user), log.head)
         except (StoreCorrupt, StoreForeign) as error:
-            yield Finding(name, last, FOLD_HEAD, "error", str(error), "readable", "", last)
+            told = str(error).replace(f"the record at key {keys.head(log.user)!r}", "its record")
+            yield Finding(name, last, FOLD_HEAD, "error", told, "readable", "", last)
             continue
         if head is None or head.version != last:
             found = "no head" if head is None else f"a head of version {head.version}"

@@ -106,7 +106,7 @@ def _part(log: StoredLog, first: int, plain: Flags) -> _Part:
         try:
             others[place] = version_content(codec.unseal(key, record))
         except (StoreCorrupt, StoreForeign) as error:
-            others[place] = str(error)
+            others[place] = str(error).replace(f"the record at key {key!r}", "its record")
     return _Part(first, numbers, others)
 
 
