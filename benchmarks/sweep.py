@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import command, data
 from statemachine import BodyWeight, ResetManager, Store
+from statemachine.store.reading import chunks
 from statemachine.sweep import Sweep
 from statemachine.sweep.folding import FoldedInLoop, fold
-from statemachine.sweep.reading import chunks
 from statemachine.sweep.table import tabulated
 
 if TYPE_CHECKING:

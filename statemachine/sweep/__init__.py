@@ -21,13 +21,13 @@ from statemachine.errors import InvalidInput, StoreCorrupt, StoreForeign, UserUn
 from statemachine.state import user_key
 from statemachine.store import keys
 from statemachine.store.draft import record
+from statemachine.store.reading import StoredLog, Wanted, chunks
 from statemachine.store.records import Head, Swept
 from statemachine.sweep import memory, structure
 from statemachine.sweep.consistency import STATISTICAL, Drift, NisHigh, NisLow, NisShare, Stuck, Whiteness
 from statemachine.sweep.findings import Courses, DeferredRule, Finding, Severity
 from statemachine.sweep.folding import fold
 from statemachine.sweep.memory import Note, Notes
-from statemachine.sweep.reading import StoredLog, Wanted, chunks
 from statemachine.sweep.restoring import Restored, resting_on, restore_user
 from statemachine.sweep.structure import CONFORMING, FOLD_HEAD, FOLD_IMAGE, STRUCTURAL
 from statemachine.sweep.table import READABLE, tabulated

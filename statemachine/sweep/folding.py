@@ -23,8 +23,8 @@ def fold(estimator: Estimator, lanes: Lanes) -> Folded:
     if isinstance(estimator, FoldsMany) and _speaks_for_itself(estimator):
         try:
             return estimator.fold_many(lanes)
-        except (OverflowError, ValueError):
-            pass  # a state that no column can hold; the loop can
+        except (OverflowError, ValueError):  # a state that no column can hold; the loop can
+            return FoldedInLoop(estimator, lanes)
     return FoldedInLoop(estimator, lanes)
 
 

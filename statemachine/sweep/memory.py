@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from statemachine.store import Store
     from statemachine.store.draft import Draft
+    from statemachine.store.reading import StoredLog
     from statemachine.sweep.findings import Finding
-    from statemachine.sweep.reading import StoredLog
 
 FOUND: Final = "sweep.found"
 TOLD_VERSIONS_MAX: Final = 64

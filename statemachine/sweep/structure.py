@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from statemachine.estimator import Estimator
-    from statemachine.sweep.reading import StoredLog
+    from statemachine.store.reading import StoredLog
     from statemachine.sweep.table import Lane, Table
     from statemachine.vectorised import Folded
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from statemachine.estimator import Estimator
+    from statemachine.store.reading import StoredLog
     from statemachine.sweep.findings import Flags, Ints
-    from statemachine.sweep.reading import StoredLog
 
 READABLE: Final = "readable"
 _KIND_AT: Final = 16

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from statemachine.cli import app
-from statemachine.store import keys
-from statemachine.sweep import RULES, Drift, reading
+from statemachine.store import keys, reading
+from statemachine.sweep import RULES, Drift
 from tests.regression.scene import fill, opened, raw, tear
 from tests.unit.test_cli_inspect import run
 from tests.unit.test_sweep import change_head, course, lighter, rows

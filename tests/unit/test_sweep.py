@@ -25,9 +25,9 @@ from statemachine import (
     codec,
     erasure,
 )
-from statemachine.store import keys
+from statemachine.store import keys, reading
 from statemachine.store.records import Head, Image
-from statemachine.sweep import RULES, Courses, Finding, NisHigh, Sweep, SweepReport, Told, reading
+from statemachine.sweep import RULES, Courses, Finding, NisHigh, Sweep, SweepReport, Told
 from statemachine.sweep.memory import TOLD_VERSIONS_MAX
 from tests.regression.scene import BY, events, fill, head, opened, raw, states, tear, weighed, working
 from tests.unit.processes import line, started
@@ -525,7 +525,7 @@ def test_a_killed_sweep_is_run_again_and_tells_nothing_twice(path: Path) -> None
     for user in ("ann", "bob", "cy"):
         change_head(path, user, lighter)
     program = """
-        from statemachine.sweep import reading
+        from statemachine.store import reading
         reading.CHUNK_USERS = 1
         store = Store.open(path)
         def told(one):
