@@ -128,6 +128,42 @@ def test_ordinary_courses_are_vouched_for_to_the_last_state() -> None:
     assert fold(BODY_WEIGHT, lanes_of([started("initial")] * 20, taken)).sound().all()
 
 
+@pytest.mark.parametrize("narrow", [
+    Limits(weight_kg_min=80.5), Limits(weight_kg_max=80.5), Limits(trend_kg_per_day_max=1e-3), Limits(p_level_kg2_min=0.2),
+    Limits(p_level_kg2_max=0.05), Limits(p_trend_min=1.0), Limits(p_trend_max=1e-4), Limits(condition_max=5.0),
+], ids=lambda limits: next(name for name in limits.__struct_fields__ if getattr(limits, name) != getattr(Limits(), name)))
+def test_every_limit_that_a_step_can_break_is_looked_at(narrow: Limits) -> None:
+    """Nobody is vouched for in a state that breaks it, and there is such a state."""
+    taken = [[Reading(START_US + day * 86_400_000_000, (80.0 + day / 20,), 0.15) for day in range(1, 30)]] * 20
+    lanes, validator = lanes_of([started("initial")] * 20, taken), StateValidator(body_weight_rules(narrow))
+    folded = fold_body_weight(lanes, narrow, validator.rules)
+    broken = np.array([bool(validator.validate(folded.state(0, row))) for row in range(29)])
+    assert broken.any()
+    assert not (folded.sound()[:29] & broken).any()
+
+
+@pytest.mark.parametrize("changed", [
+    {"P": [[1.0, 2.0], [2.0, 1.0]]}, {"adaptation": {"g": 1.5, "decay": 1.0}}, {"adaptation": {"g": -0.5}},
+    {"adaptation": {"count": -5}},
+], ids=str)
+def test_what_only_a_strange_beginning_leads_to_is_looked_at(changed: dict[str, Any]) -> None:
+    """A covariance that is none, a factor outside its range, a count below 0: no step after it is vouched for at once."""
+    state = started("initial")
+    if "adaptation" in changed:
+        changed = {"adaptation": msgspec.structs.replace(state.adaptation, **changed["adaptation"])}
+    lanes = lanes_of([state.replace(**changed)] * 20, [[Reading(START_US + 60_000_000, (80.0,), 0.15)]] * 20)
+    folded = fold(BODY_WEIGHT, lanes)
+    assert StateValidator(BODY_WEIGHT.rules).validate(folded.state(0, 0))
+    assert not folded.sound().any()
+
+
+def test_time_that_does_not_go_on_is_vouched_for_by_nobody() -> None:
+    """A reading at the instant of the state before it, and all that follow while it is in the buffer."""
+    at_us = [START_US, START_US + 10, START_US + 20]
+    lanes = lanes_of([started("initial")] * 20, [[Reading(us, (80.0,), 0.15) for us in at_us]] * 20)
+    assert not fold(BODY_WEIGHT, lanes).sound().any()
+
+
 class Doubled(BodyWeight):
     """Other arithmetic beneath a vectorised form that knows nothing of it."""
 

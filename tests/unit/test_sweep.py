@@ -19,23 +19,27 @@ from statemachine import (
     Limits,
     ResetManager,
     Rule,
+    StoreLimits,
     StoreUnavailable,
     UserUnknown,
     Violation,
     codec,
     erasure,
 )
+from statemachine.state import Reading
 from statemachine.store import keys, reading
 from statemachine.store.records import Head, Image
 from statemachine.sweep import RULES, Courses, Finding, NisHigh, Sweep, SweepReport, Told
 from statemachine.sweep.memory import TOLD_VERSIONS_MAX
+from statemachine.vectorised import FoldedBodyWeight
 from tests.regression.scene import BY, events, fill, head, opened, raw, states, tear, weighed, working
 from tests.unit.processes import line, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from statemachine.state import EstimatorState, Reading
+    from statemachine.state import EstimatorState
+    from statemachine.vectorised import Lanes
 
 pytestmark = pytest.mark.usefixtures("no_events")
 
@@ -583,3 +587,111 @@ def test_beside_a_writer_no_user_is_seen_by_half(tmp_path: Path) -> None:
 def test_a_store_without_users_is_swept_in_no_time(tmp_path: Path) -> None:
     with opened(tmp_path / "store") as store:
         assert ResetManager(store).sweep()[1:5] == (0, 0, 0, 0)
+
+
+def change_step(path: Path, user: str, version: int, values: tuple[float, ...], r: float, kernel: int = 1) -> None:
+    """Another reading in a step of the log, with a good checksum."""
+    key = keys.version(user.encode(), version)
+    with raw(path) as txn:
+        at_us = codec.decode_step(codec.unseal(key, bytes(txn.get(key) or b"")))[0].at_us
+        txn.put(key, codec.seal(key, codec.encode_step(Reading(at_us, values, r), kernel)))
+
+
+@pytest.mark.parametrize(("values", "kernel", "told"), [
+    ((80.0,), 2, "made by arithmetic 2"), ((80.0, 1.0), 1, "of 2 values; here is 1 of 1"),
+])
+def test_a_step_that_is_not_this_estimators_is_unreadable(path: Path, values: tuple[float, ...], kernel: int, told: str) -> None:
+    """Nothing after it is folded, up to the next image."""
+    change_step(path, "bob", 67, values, 0.15, kernel)
+    _, (finding,) = swept(path)
+    assert brief([finding]) == [("bob", 67, "readable", "error")]
+    assert told in str(finding.finding.value)
+
+
+@pytest.mark.parametrize("estimator", [BODY_WEIGHT, None], ids=["side by side", "in the loop"])
+def test_a_step_that_cannot_be_repeated_is_unreadable(path: Path, estimator: BodyWeight | None) -> None:
+    change_image(path, "bob", 64, lambda s: s.replace(P=[[0.0, 0.0], [0.0, 0.0]], q0=0.0, q1=0.0, r=0.0))
+    change_step(path, "bob", 66, (80.0,), 0.0)
+    change_step(path, "bob", 65, (80.0,), 0.0)
+    asked = Sweep(rules=("fold-head", "nis-high"))
+    _, (finding,) = swept(path, asked, estimator=estimator or InLoop())
+    assert brief([finding]) == [("bob", 65, "readable", "error")]
+    assert "ZeroDivisionError" in str(finding.finding.value)
+
+
+def test_a_state_that_no_column_holds_is_judged_in_the_loop(path: Path) -> None:
+    """An instant beyond 64 bits is for the rules to name, and stops no sweep."""
+    change_image(path, "bob", 64, lambda s: s.replace(adaptation=msgspec.structs.replace(s.adaptation, until_us=2**63 + 1)))
+    told = swept(path)[1]
+    assert brief(told) == [
+        ("bob", 70, "fold-head", "error"), ("bob", 64, "fold-image", "error"), ("bob", 64, "conforming", "error")]
+    assert "adaptation: until" in str(told[2].finding.value)
+
+
+def test_an_image_that_is_no_state_is_unreadable_and_the_next_goes_on(path: Path) -> None:
+    key = keys.version(b"bob", 32)
+    with raw(path) as txn:
+        content = codec.unseal(key, bytes(txn.get(key) or b""))
+        image = codec.unpack(Image, content[1:])
+        txn.put(key, codec.seal(key, content[:1] + codec.pack(msgspec.structs.replace(image, state=b"\xc0"))))
+    change_head(path, "bob", lighter)
+    assert ("bob", 32, "readable", "error") in brief(swept(path)[1])
+    assert ("bob", 70, "fold-head", "error") in brief(swept(path)[1])
+
+
+def test_a_head_without_a_log_is_found(path: Path) -> None:
+    with raw(path) as txn:
+        for version in range(1, 71):
+            txn.delete(keys.version(b"bob", version))
+    _, (told,) = swept(path)
+    assert brief([told]) == [("bob", 0, "fold-head", "error")]
+    assert told.finding.value == "a head of version 70"
+    assert swept(path)[0].new == 0
+
+
+def test_what_cannot_be_read_restores_nobody(path: Path) -> None:
+    """That is for `recover`, which walks back past damage."""
+    tear(path, keys.version(b"bob", 68), keys.head(b"ann"))
+    report, told = swept(path, RESTORE)
+    assert brief(told) == [("ann", 70, "fold-head", "error"), ("bob", 68, "readable", "error")]
+    assert (report.restores, told[1].restored) == ({"failed": 1}, None)
+    with opened(path) as store:
+        assert store.version_range("ann") == (1, 70)
+
+
+def test_what_stands_after_trouble_in_a_lane_is_in_no_statistic(path: Path) -> None:
+    class Troubled(BodyWeight):
+        def fold_many(self, lanes: Lanes) -> FoldedBodyWeight:
+            folded = super().fold_many(lanes)
+            assert type(folded) is FoldedBodyWeight
+            folded.trouble[0] = 10, "a bug"
+            return folded
+
+    rule = Noting()
+    report, told = swept(path, Sweep(rules=(rule,), users=("ann",)), estimator=Troubled())
+    assert brief(told) == [("ann", 12, "readable", "error")]
+    finite = np.isfinite(rule.given[0].nis).tolist()
+    assert finite == [True] * 10 + [False] * 21 + [True] * 38
+    assert report.rule_errors == {}
+
+
+def test_what_was_told_of_pruned_versions_is_forgotten(tmp_path: Path) -> None:
+    path, limits = tmp_path / "store", StoreLimits(versions_max=64)
+
+    class At(Noting):
+        def __init__(self, version: int) -> None:
+            super().__init__(user="ann")
+            self.version = version
+
+        def judge(self, courses: Courses) -> Iterator[Finding]:
+            yield from (one._replace(version=self.version, since_version=self.version) for one in super().judge(courses))
+
+    with working(path, limits=limits) as (store, manager, processor):
+        for day in range(200):
+            processor.process(weighed("ann", float(day), 80.0 + day % 2 / 5))
+            if day in (4, 199):
+                assert manager.sweep(Sweep(rules=(At(day + 1),))).new == 1
+        (noted,) = [one for one in erasure.export_user(store, "ann") if one["record"] == "swept"]
+        assert store.version_range("ann")[0] > 5
+        assert list(noted["told"].values()) == [(200,)]
+        assert manager.sweep(Sweep(dry_run=True)).findings <= 2, "a log whose beginning was pruned folds like any other"
