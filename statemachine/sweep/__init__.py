@@ -67,8 +67,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 
     `users`: whom to judge, None for all.  `since_seq`: only users whom an audit row from that number on is about (accepted
     measurements leave no row).  `since_last`: only users who have new versions since a sweep last judged them by these
-    rules.  `rules`: names of shipped rules and rules of one's own, None for all shipped ones.  `errors`: names of rules whose
-    findings count as errors, whatever severity they have.
+    rules and, to restore, this policy.  `rules`: names of shipped rules and rules of one's own, None for all shipped ones.
+    `errors`: names of rules whose findings count as errors, whatever severity they have.
 
     `policy`: "audit" writes a row for each new finding; "alert" the same with `details.alert` true; "restore" also restores
     users whose head rests on an error, for which `actor` and `reason` must be given.  `dry_run` writes nothing at all.
@@ -127,6 +127,7 @@ def sweep(
     and reason, UserUnknown for a user of whom nothing is stored; a rule that raises is told in the report and stops nothing.
     """
     store = context.store
+    _require_meant(asked, store)
     chosen = _choose(asked, store)
     running = _Running(context, asked, chosen, on_finding or (lambda _: None))
     began_us = store.clock.monotonic_us()
@@ -146,7 +147,8 @@ def sweep(
     return report
 
 
-def _choose(asked: Sweep, store: Store) -> _Chosen:
+def _require_meant(asked: Sweep, store: Store) -> None:
+    """Raise InvalidInput or StoreUnavailable for a sweep that cannot be made as it is asked for."""
     if asked.policy not in POLICIES:
         message = f"policy {asked.policy!r} is not one of {', '.join(POLICIES)}"
         raise InvalidInput(message)
@@ -157,6 +159,9 @@ def _choose(asked: Sweep, store: Store) -> _Chosen:
             audit.require_said(text=text)
     if not asked.dry_run:
         store.engine.check_writable()
+
+
+def _choose(asked: Sweep, store: Store) -> _Chosen:
     structural, others = [], []
     for rule in asked.rules if asked.rules is not None else RULES:
         if not isinstance(rule, str):
@@ -180,6 +185,8 @@ def _choose(asked: Sweep, store: Store) -> _Chosen:
     settings = {**dict.fromkeys(structural, ""), CONFORMING: store.validator.fingerprint,
                 **{rule.name: rule.settings for rule in others}}
     told = "\0".join(f"{name}\0{settings[name]}" for name in sorted(names))
+    if asked.policy == "restore":  # whom a sweep without it has judged may still have to be restored
+        told = "\0".join((told, "restore", *sorted(asked.errors)))
     return _Chosen(frozenset(structural), tuple(others), settings, xxhash.xxh3_64_hexdigest(told.encode()))
 
 
@@ -204,6 +211,7 @@ class _Running:
         self.asked = asked
         self.chosen = chosen
         self.on_finding = on_finding
+        self.restores_errors = asked.policy == "restore" and not asked.dry_run
         self.sweep_id = "" if asked.dry_run else self.store.ids.attempt_id()
         self.notes = Notes(self.sweep_id, asked.actor or "sweep", asked.reason or "deferred validation",
                            asked.policy == "alert", chosen.fingerprint, chosen.settings)
@@ -236,28 +244,28 @@ class _Running:
             found.setdefault(finding.user, []).append(finding._replace(severity=severity))
         self.users += len(logs)
         self.versions += sum(len(log.versions) for log in logs)
-        notes = [self._note(log, table.users[number], table.ranges[number], found) for number, log in enumerate(logs)]
+        resets = structure.reset_of(table.lanes, len(logs)).tolist()
+        errors = [resting_on(found.get(user, ()), reset) if self.restores_errors else []
+                  for user, reset in zip(table.users, resets, strict=True)]
+        notes = [self._note(log, table.ranges[number], found.get(table.users[number], []), settled=not errors[number])
+                 for number, log in enumerate(logs)]
         left = set() if self.asked.dry_run else {one.log.user for one in memory.write_down(self.store, notes, self.notes)}
         self.changed += len(left)
-        resets = structure.reset_of(table.lanes, len(logs))
         for number, note in enumerate(notes):
             if note.log.user not in left and (findings := found.get(table.users[number])):
-                self._tell(note, findings, int(resets[number]))
+                self._tell(note, findings, errors[number])
 
-    def _note(self, log: StoredLog, user: str, versions: tuple[int, int], found: dict[str, list[Finding]]) -> Note:
+    def _note(self, log: StoredLog, versions: tuple[int, int], findings: list[Finding], *, settled: bool) -> Note:
         noted = memory.known(log)
         first, last = versions
-        new = tuple(finding for finding in found.get(user, ()) if memory.is_new(finding, noted, self.notes))
-        return Note(log, last, first, new)
+        return Note(log, last, first, tuple(one for one in findings if memory.is_new(one, noted, self.notes)), settled)
 
-    def _tell(self, note: Note, findings: list[Finding], newest_reset: int) -> None:
+    def _tell(self, note: Note, findings: list[Finding], errors: list[Finding]) -> None:
         restored = None
-        if self.asked.policy == "restore" and not self.asked.dry_run:
-            errors = resting_on(findings, newest_reset)
-            if errors:
-                restored = restore_user(self.context, errors[0].user, errors, note.version, actor=self.asked.actor,
-                                        reason=self.asked.reason)
-                self.restores[restored.outcome] += 1
+        if errors:
+            restored = restore_user(self.context, errors[0].user, errors, note.version, actor=self.asked.actor,
+                                    reason=self.asked.reason)
+            self.restores[restored.outcome] += 1
         for finding in findings:
             new = finding in note.findings
             self.findings += 1

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FOUND: Final = "sweep.found"
 TOLD_VERSIONS_MAX: Final = 64
+COMMITS_MAX: Final = 5
+"""How often a commit is tried, each time without those who changed: then whoever is left waits for the next sweep."""
 
 
 class Notes(NamedTuple):
@@ -62,24 +64,43 @@ def is_new(finding: Finding, noted: Swept, notes: Notes) -> bool:
 
 
 class Note(NamedTuple):
-    """One user's part of a chunk: its log as read, its newest and its first readable version, and the findings that are new."""
+    """One user's part of a chunk: its log as read, its newest and its first readable version, and the findings that are new.
+
+    A user that is not `settled` is judged again by the next sweep, even if nothing is new: a restore is still to be made.
+    """
 
     log: StoredLog
     version: int
     first: int
     findings: tuple[Finding, ...]
+    settled: bool = True
 
 
 def write_down(store: Store, noted: Sequence[Note], notes: Notes) -> list[Note]:
     """Make rows and notes durable, all in one commit; those of users who changed in between are left out, and returned.
 
-    Raises as `Store.commit`, but not ConflictError: then each user has a commit of its own.
+    Raises as `Store.commit`, but not ConflictError.
     """
-    if _committed(store, noted, notes):
-        return []
-    if len(noted) == 1:
-        return list(noted)
-    return [one for one in noted if not _committed(store, (one,), notes)]
+    left: list[Note] = []
+    for _ in range(COMMITS_MAX):
+        if _committed(store, noted, notes):
+            return left
+        changed = _changed(store, noted)
+        left.extend(note for note in noted if note.log.user in changed)
+        noted = [note for note in noted if note.log.user not in changed]
+    return [*left, *noted]
+
+
+def _changed(store: Store, noted: Sequence[Note]) -> set[bytes]:
+    """The users whose records are not what their part of the commit was made from."""
+    with store.engine.reading() as txn:
+        return {note.log.user for note in noted if any(txn.get(key) != value for key, value in _made_from(note.log))}
+
+
+def _made_from(log: StoredLog) -> tuple[tuple[bytes, bytes | None], ...]:
+    """What must still stand: the note before, and a record that is gone where the user was forgotten meanwhile."""
+    stands = log.versions[0] if log.versions else (keys.head(log.user), log.head)
+    return (keys.swept(log.user), log.swept), stands
 
 
 def _committed(store: Store, noted: Sequence[Note], notes: Notes) -> bool:
@@ -102,16 +123,12 @@ def _put(store: Store, draft: Draft, note: Note, notes: Notes) -> None:
         rule = notes.rule_key(finding.rule)
         kept = tuple(version for version in told.get(rule, ()) if version >= note.first)
         told[rule] = (*kept, finding.version)[-TOLD_VERSIONS_MAX:]
-    after = Swept(note.version, notes.fingerprint, told)
+    after = Swept(note.version if note.settled else 0, notes.fingerprint, told)
     if after == before:
         return
-    key = keys.swept(note.log.user)
-    draft.expect_as(key, note.log.swept)
-    if note.log.versions:  # gone where the user was forgotten meanwhile: nothing may name it then
-        draft.expect_as(*note.log.versions[0])
-    else:
-        draft.expect_as(keys.head(note.log.user), note.log.head)
-    draft.put(key, codec.pack(after))
+    for key, value in _made_from(note.log):
+        draft.expect_as(key, value)
+    draft.put(keys.swept(note.log.user), codec.pack(after))
     draft.entries.extend(_row(store, finding, notes) for finding in note.findings)
 
 

@@ -27,7 +27,7 @@ from statemachine.sweep.table import READABLE
 from statemachine.transaction import Attempt, Context
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from statemachine.store import Store
     from statemachine.sweep.findings import Finding
@@ -48,7 +48,7 @@ class Restored(NamedTuple):
     error: str = ""
 
 
-def resting_on(findings: Sequence[Finding], newest_reset: int) -> list[Finding]:
+def resting_on(findings: Iterable[Finding], newest_reset: int) -> list[Finding]:
     """The errors that the head rests on: those of its own course; what a reset has replaced is history."""
     return [finding for finding in findings if finding.severity == "error" and finding.rule != READABLE
             and (finding.rule == CONFORMING or finding.version >= newest_reset)]

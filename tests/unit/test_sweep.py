@@ -389,6 +389,21 @@ def test_a_head_that_breaks_the_rules_in_force_goes_back_to_before_the_stretch(t
     assert (again.restores, {one.finding.severity for one in told}) == ({}, {"warning"}), "what was restored is history"
 
 
+def test_a_restore_that_is_still_to_be_made_is_not_forgotten(path: Path) -> None:
+    """Neither after a sweep that only told, nor after one whose restore the breaker refused."""
+    change_head(path, "bob", lighter)
+    assert swept(path, Sweep(since_last=True))[0].findings == 1
+    since_last = msgspec.structs.replace(RESTORE, since_last=True)
+    with opened(path) as store:
+        ResetManager(store).force_breaker(None, "forced-open", **BY)
+    assert swept(path, since_last)[0].restores == {"refused": 1}
+    with opened(path) as store:
+        ResetManager(store).release_breaker(None, **BY)
+    report, _ = swept(path, since_last)
+    assert (report.users, report.new, report.restores) == (1, 0, {"restored": 1})
+    assert (swept(path, since_last)[0].users, swept(path, since_last)[0].users) == (1, 0), "its new version, then nobody"
+
+
 def test_where_no_version_is_proven_nothing_is_changed(tmp_path: Path) -> None:
     path = tmp_path / "store"
     fill(path, "ann", [80.0] * 5)
