@@ -191,12 +191,12 @@ def fold_body_weight(lanes: Lanes, limits: Limits, vouched: tuple[Rule, ...], la
     done = FoldedBodyWeight(lanes, limits, vouched)
     order = np.argsort(-lanes.lengths, kind="stable")
     lengths = lanes.lengths[order]
-    if any(lanes.states[lane].readings_max < 1 for lane in order):
+    if any(state.readings_max < 1 for state in lanes.states):
         message = "a buffer of no readings"
         raise ValueError(message)
-    columns: list[Any] = [np.array([getattr(lanes.states[lane].kalman, name) for lane in order], kind) for name, kind in _STARTS]
-    columns += [np.array([getattr(lanes.states[lane].adaptation, name) for lane in order], kind) for name, kind in _ADAPTATION]
-    running = _Running(*columns)
+    states = [lanes.states[lane] for lane in order]
+    running = _Running(*_columns(Kalman, _STARTS, [state.kalman for state in states]),
+                       *_columns(Adaptation, _ADAPTATION, [state.adaptation for state in states]))
     starts, ranks = lanes.starts[order], -lengths
     rank = 0
     with np.errstate(all="ignore"):
@@ -212,6 +212,13 @@ def fold_body_weight(lanes: Lanes, limits: Limits, vouched: tuple[Rule, ...], la
         _finish(done, running, place, int(order[place]), range(int(starts[place]) + rank, int(starts[place] + lengths[place])))
     _note_trouble(done)
     return done
+
+
+def _columns(kind: type[msgspec.Struct], wanted: Sequence[tuple[str, type]], parts: Sequence[Any]) -> list[Any]:
+    """The named fields of many structs, a column each."""
+    columns = zip(*map(msgspec.structs.astuple, parts), strict=True)
+    fields = dict(zip(kind.__struct_fields__, columns, strict=bool(parts)))
+    return [np.array(fields.get(name, ()), dtype) for name, dtype in wanted]
 
 
 def _step(done: FoldedBodyWeight, f: _Running, rows: Ints) -> None:

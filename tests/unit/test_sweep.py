@@ -125,6 +125,14 @@ def test_a_keyframe_that_is_not_the_fold_before_it_is_found(path: Path) -> None:
     assert brief(swept(path)[1]) == [("bob", 70, "fold-head", "error"), ("bob", 64, "fold-image", "error")]
 
 
+def test_a_keyframe_that_is_another_state_is_judged_by_the_rules_itself(path: Path) -> None:
+    """What was judged before it says nothing of it."""
+    change_image(path, "bob", 64, lambda s: s.replace(q0=100.0))
+    _, (told,) = swept(path, Sweep(rules=("conforming",)))
+    assert brief([told]) == [("bob", 64, "conforming", "error")]
+    assert "noise: Q[0,0] is 100.0, to version 70" in str(told.finding.value)
+
+
 def test_states_that_break_newer_rules_are_found_as_stretches_of_versions(tmp_path: Path) -> None:
     """A stretch that has ended is a warning of its first version, one that reaches the head an error."""
     path = tmp_path / "store"
@@ -169,7 +177,9 @@ def test_a_torn_head_and_a_missing_version_are_found(path: Path) -> None:
         txn.delete(keys.version(b"bob", 20))
         txn.delete(keys.version(b"cy", 1))
         txn.delete(keys.version(b"cy", 70))
-    assert [*brief(swept(path)[1])] == [
+    told = swept(path)[1]
+    assert told[-1].finding.value == "a head of version 70"
+    assert brief(told) == [
         ("ann", 70, "fold-head", "error"), ("bob", 20, "readable", "error"), ("cy", 2, "readable", "error"),
         ("cy", 69, "fold-head", "error")]
 
@@ -223,6 +233,11 @@ def test_only_users_of_rows_since_a_number_are_judged(path: Path) -> None:
     assert swept(path, Sweep(since_seq=seq + 1))[0].users == 1
     assert swept(path, Sweep(since_seq=seq + 1, users=("ann",)))[0].users == 0
     assert swept(path, Sweep(since_seq=0))[0].users == 3
+    change_head(path, "bob", lighter)
+    with opened(path) as store:
+        seq = store.audit_tail()[0]
+    assert swept(path)[0].new == 1
+    assert swept(path, Sweep(since_seq=seq + 1))[0].users == 0
 
 
 def test_given_users_alone_are_judged_and_must_be_there(path: Path) -> None:
@@ -387,6 +402,22 @@ def test_a_head_that_breaks_the_rules_in_force_goes_back_to_before_the_stretch(t
     assert report.restores == {"restored": 1}
     again, told = swept(path, RESTORE, estimator=light)
     assert (again.restores, {one.finding.severity for one in told}) == ({}, {"warning"}), "what was restored is history"
+
+
+def test_a_version_that_breaks_the_rules_is_not_proven_however_far_back(tmp_path: Path) -> None:
+    """What stands right before the evidence is passed over while it is nonconforming."""
+    path = tmp_path / "store"
+    fill(path, "ann", [80.0] * 40 + [81.5] * 12 + [80.0] * 40)
+    light = BodyWeight(limits=Limits(weight_kg_max=81.0))
+
+    class Late(Noting):
+        def judge(self, courses: Courses) -> Iterator[Finding]:
+            yield from (one._replace(version=92, since_version=75) for one in super().judge(courses))
+
+    rule = Late(user="ann", severity="error")
+    _, (told,) = swept(path, msgspec.structs.replace(RESTORE, rules=(rule,)), estimator=light)
+    assert told.restored is not None
+    assert (told.restored.outcome, told.restored.to_version) == ("restored", 40)
 
 
 def test_a_restore_that_is_still_to_be_made_is_not_forgotten(path: Path) -> None:
