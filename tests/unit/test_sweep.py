@@ -264,8 +264,10 @@ def test_a_dry_run_writes_nothing_and_needs_no_more_than_reading(path: Path) -> 
         report = ResetManager(store).sweep(Sweep(dry_run=True, policy="restore"))
         assert (report.findings, report.new, report.attempt_id, report.restores) == (1, 1, "", {})
         assert list(store.engine.scan(b"", b"\xff" * 8)) == before
+        rule = Noting()
         with pytest.raises(StoreUnavailable):
-            ResetManager(store).sweep()
+            ResetManager(store).sweep(Sweep(rules=(rule,)))
+        assert not rule.given, "refused before anything is read"
 
 
 def test_alerts_are_the_same_rows_with_a_mark(path: Path) -> None:
@@ -652,6 +654,13 @@ def test_a_step_that_is_not_this_estimators_is_unreadable(path: Path, values: tu
     _, (finding,) = swept(path)
     assert brief([finding]) == [("bob", 67, "readable", "error")]
     assert told in str(finding.finding.value)
+
+
+def test_a_step_of_other_arithmetic_is_unreadable_beside_damage_too(path: Path) -> None:
+    """Damage anywhere in a chunk has every record read by itself."""
+    tear(path, keys.version(b"ann", 10))
+    change_step(path, "bob", 67, (80.0,), 0.15, kernel=2)
+    assert brief(swept(path)[1]) == [("ann", 10, "readable", "error"), ("bob", 67, "readable", "error")]
 
 
 @pytest.mark.parametrize("estimator", [BODY_WEIGHT, None], ids=["side by side", "in the loop"])

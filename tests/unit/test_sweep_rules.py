@@ -125,7 +125,8 @@ def test_a_filter_that_never_converges_is_stuck_and_others_are_not() -> None:
     assert isinstance(finding.value, float)
     assert 0.95 < finding.value < 1.0
     assert not found(Stuck(), courses([settled()], [[80.0] * 60], days=7.0))
-    assert not found(Stuck(), courses([settled(multiplier=60.0)], [[80.0] * 34])), "too few since it should have settled"
+    few = courses([settled(multiplier=60.0)] * 2, [[80.0] * 34] * 2)
+    assert not found(Stuck(), few), "too few of either since it should have settled"
     assert not found(Stuck(), courses([settled(multiplier=60.0)], [[80.0] * 60], days=8.0)), "rare readings say nothing"
 
 
