@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import process
+from benchmarks import process, sweep
 from benchmarks.floor import MEANINGFUL_MS_MAX
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ USERS = 2_000
 BENCHMARKS: dict[str, Callable[[process.Settings], list[dict[str, Any]]]] = {
     "process": process.process,
     "memory": process.memory,
+    "sweep": sweep.sweep,
 }
 
 

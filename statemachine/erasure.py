@@ -27,7 +27,7 @@ from statemachine.errors import ConflictError, StoreBusy, StoreCorrupt, StoreFor
 from statemachine.state import user_key
 from statemachine.store import keys
 from statemachine.store.draft import Draft, record
-from statemachine.store.records import DISPOSITIONS, Aside, Head, Identity, Image, Pin, Unreadable
+from statemachine.store.records import DISPOSITIONS, Aside, Head, Identity, Image, Pin, Swept, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -96,9 +96,9 @@ def _drop_records(draft: Draft, key: bytes) -> set[bytes]:
         for at, value in draft.expect_keys(start, stop):
             draft.expect_as(at, value)
             dropped.add(at)
-    pin = keys.pin(key)
-    if draft.expect(pin) is not None:
-        dropped.add(pin)
+    for at in (keys.pin(key), keys.swept(key)):
+        if draft.expect(at) is not None:
+            dropped.add(at)
     for at in dropped:
         draft.delete(at)
     common = record(Breaker, keys.GLOBAL_BREAKER, draft.expect(keys.GLOBAL_BREAKER))
@@ -227,7 +227,8 @@ def export_user(store: Store, user: str) -> Iterator[dict[str, Any]]:
     """
     key = user_key(user)
     empty = True
-    for start, stop in (*_ranges(key), (keys.pin(key), keys.pin(key) + b"\0")):
+    alone = (keys.pin(key), keys.swept(key))
+    for start, stop in (*_ranges(key), *((at, at + b"\0") for at in alone)):
         for at, value in store.engine.scan(start, stop):
             empty = False
             try:
@@ -259,6 +260,8 @@ def _exported(store: Store, user: str, key: bytes, at: bytes, value: bytes) -> d
         pin = codec.unpack(Pin, codec.unseal(at, value))
         state = _state(store, pin.state) if pin.state else None
         return {"record": "before_probation", "user": user, "version": pin.version, "state": state}
+    if at == keys.swept(key):
+        return {"record": "swept", "user": user, **_builtin(codec.unpack(Swept, codec.unseal(at, value)))}
     kind = at[len(key) + 1:len(key) + 2]
     if kind == b"a":
         return _audited(store, user, int.from_bytes(at[-8:], "big"))

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -20,6 +20,7 @@ from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.policy import ResetParameters
 from statemachine.state import PAIR, Adaptation, Counters, EstimatorState, Kalman, Measurement, Reading
 from statemachine.validation import Limits, Rule, body_weight_rules
+from statemachine.vectorised import FIGURES, Folded, Lanes, body_weight_figures, fold_body_weight
 
 
 class Operation(NamedTuple):
@@ -77,6 +78,24 @@ class Estimator(Protocol):
         """delta_x and delta_P (row by row) that a reset made, for those who follow the state; before None counts as zeros."""
 
 
+@runtime_checkable
+class Tells(Protocol):
+    """What an estimator may have beside: figures of each step for deferred rules; one without is judged by its NIS alone."""
+
+    figure_units: Mapping[str, str]
+
+    def figures(self, state: Any, reading: Reading) -> Mapping[str, float]:
+        """Each figure of the step from `state` with `reading`, by the names of `figure_units`."""
+
+
+@runtime_checkable
+class FoldsMany(Protocol):
+    """What an estimator may have beside: `step` of many logs at once, with the same bits; one without is folded in a loop."""
+
+    def fold_many(self, lanes: Lanes) -> Folded:
+        """Every lane folded, as `step` would; raises OverflowError or ValueError for what its columns cannot hold."""
+
+
 SOURCE_MULTIPLIERS: Final[Mapping[str, float]] = {
     "care team": 0.5, "care team upload": 0.5, "care team entry": 0.5,
     "patient upload": 0.7, "user upload": 0.7, "manual": 0.7, "manual entry": 0.7,
@@ -105,6 +124,7 @@ class BodyWeight:
     name = "body-weight"
     schema = 1
     kernel = kalman.KERNEL
+    figure_units: Mapping[str, str] = FIGURES
 
     def __init__(
         self, *, r_kg2: float = 0.15, q_level: float = 0.05, q_trend: float = 1e-4, limits: Limits | None = None,
@@ -115,7 +135,7 @@ class BodyWeight:
         self.q_level = float(q_level)
         self.q_trend = float(q_trend)
         self.sources = dict(sources)
-        self.rules = body_weight_rules(self.limits)
+        self.rules = self._own_rules = body_weight_rules(self.limits)
         self._multiplier: dict[str, float] = {}
         self._last: tuple[EstimatorState, Reading, kalman.Prediction] | None = None
 
@@ -179,6 +199,14 @@ class BodyWeight:
     def nis(self, state: EstimatorState, reading: Reading) -> float:
         """(z - H x)^2 / S at the reading's instant; chi-square of one degree of freedom when consistent."""
         return kalman.nis(self._prediction(state, reading), reading.values[0])
+
+    def figures(self, state: EstimatorState, reading: Reading) -> Mapping[str, float]:
+        """Innovation (kg), its variance S (kg^2), the gain of the level, and the level after the step (kg)."""
+        return body_weight_figures(reading, self._prediction(state, reading))
+
+    def fold_many(self, lanes: Lanes) -> Folded:
+        """Every lane folded side by side in numpy, bit for bit as `step` does it."""
+        return fold_body_weight(lanes, self.limits, self._own_rules)
 
     def _prediction(self, state: EstimatorState, reading: Reading) -> kalman.Prediction:
         """The prediction for a reading; the last one is kept, since a reading is judged and then taken in."""

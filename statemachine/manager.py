@@ -32,6 +32,7 @@ from statemachine.store.draft import record as record_of
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
+from statemachine.sweep import Sweep, SweepReport, Told, sweep
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
@@ -187,6 +188,13 @@ class ResetManager:
         if actor or reason:
             require_said(user, reason=reason, actor=actor)
         return recover(self.context, user, self.store.clock.now_us(), actor=actor, reason=reason)
+
+    def sweep(
+        self, asked: Sweep | None = None, *, on_finding: Callable[[Told], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None,
+    ) -> SweepReport:
+        """Judge whole histories by deferred rules, off the hot path; see `statemachine.sweep.sweep` and `Sweep`."""
+        return sweep(self.context, asked or Sweep(), on_finding=on_finding, on_progress=on_progress, stop=stop)
 
     def breaker(self, user: str | None = None) -> Breaker:
         """The circuit breaker of a user, or with None the global one, as it is stored."""

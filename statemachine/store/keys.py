@@ -20,6 +20,7 @@ OWNER: Final = b"\0o"
 PIN: Final = b"\0p"
 UNREADABLE: Final = b"\0q"
 ATTEMPT: Final = b"\0t"
+SWEPT: Final = b"\0w"
 DAMAGED: Final = b"\0x"
 FIRST_USER: Final = b"\1"
 
@@ -52,6 +53,11 @@ def unreadable(source_id: int, row: int) -> bytes:
 def attempt(attempt_id: str) -> bytes:
     """Where the outcome of an attempt stands in the audit log."""
     return ATTEMPT + bytes.fromhex(attempt_id.replace("-", ""))
+
+
+def swept(user: bytes) -> bytes:
+    """How far a sweep has judged the user's log, and what it told."""
+    return SWEPT + user
 
 
 def damaged(user: bytes, version: int) -> bytes:

@@ -68,6 +68,14 @@ class Pin(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kernel: int
 
 
+class Swept(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far a sweep judged the user's log: the version of its head, under which rules, and the versions told, by rule."""
+
+    version: int
+    rules: str
+    told: dict[str, tuple[int, ...]] = {}
+
+
 class Aside(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How many of a user's measurements are kept aside, and the greatest instant among those ever seen."""
 
