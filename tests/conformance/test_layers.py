@@ -20,11 +20,11 @@ LIBRARY = "statemachine"
 # The table of ARCHITECTURE.md.  A name stands for a module or a package of that name; `__init__` is the public door.
 LAYERS: dict[str, int] = {
     "errors": 0, "clock": 0,
-    "state": 1, "kalman": 1, "machine": 1, "breaker": 1,
+    "state": 1, "kalman": 1, "machine": 1, "breaker": 1, "rollout": 1,
     "validation": 2, "policy": 2, "audit": 2,
     "estimator": 3, "codec": 3,
     "store": 4, "marks": 4,
-    "transaction": 5, "recovery": 5, "erasure": 5,
+    "transaction": 5, "recovery": 5, "erasure": 5, "gate": 5,
     "manager": 6, "testing": 6,
     "processor": 7, "ingest": 7, "requarantine": 7,
     "cli": 8, "__init__": 8,
