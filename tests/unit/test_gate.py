@@ -24,10 +24,11 @@ from statemachine import (
     Rollout,
     RolloutProvider,
     Store,
+    codec,
 )
 from statemachine.erasure import forget
 from statemachine.gate import WITHHELD, change, stored_rollout
-from statemachine.marks import SLOT_BYTES
+from statemachine.marks import SLOT_BYTES, SLOTS
 from statemachine.processor import SourceRow
 from statemachine.store import keys
 from statemachine.store.checkup import Checkup
@@ -344,6 +345,26 @@ def test_an_input_whose_shadow_kills_the_process_becomes_suspect(tmp_path: Path)
         assert store.verify_audit().problem == ""
 
 
+def test_a_death_after_a_shadow_and_before_its_commit_blames_nobody(tmp_path: Path) -> None:
+    """The attempt is settled as interrupted, and its input is not suspect."""
+    settled(tmp_path / "s")
+    program = """
+        from statemachine.processor import SourceRow
+        store = opened(path)
+        intake = Processor(ResetManager(store)).intake([(b"file".ljust(16), "file")], lambda *_: None)
+        intake.add(0, SourceRow(0, weighed("u", 50, 95.0)))
+        print(len(store.marks._free), flush=True)
+        os._exit(0)
+    """
+    with opened(tmp_path / "s") as store:
+        put(store, SHADOW)
+    assert int(ran(program, tmp_path / "s")) == SLOTS - 1
+    with working(tmp_path / "s") as (store, manager, _):
+        assert [row.public.outcome for row in store.audit("u") if row.public.kind == "gap"] == ["interrupted"]
+        assert manager.breaker("u").suspects == ()
+        assert len(states(store, "u")) == DAYS
+
+
 def test_an_interrupt_in_a_shadow_passes_and_leaves_one_outcome(tmp_path: Path) -> None:
     settled(tmp_path / "s")
     watched = Watched()
@@ -525,6 +546,18 @@ def test_a_rollout_that_cannot_be_read_counts_as_off_until_it_is_set_anew(tmp_pa
         assert rows(store, "rollout.changed")[-1].personal.details["before"] is None
         assert [found for found in Checkup(store).run() if found.level == "error"] == []
         assert take(processor, ((51, 95.0, "scale"),))[0].status == "accepted"
+
+
+def test_doctor_reads_a_rollout_and_not_its_checksum_alone(tmp_path: Path) -> None:
+    with opened(tmp_path / "s") as store:
+        put(store, OFF)
+        assert list(Checkup(store).run()) == []
+        draft = store.draft()
+        draft.put(keys.ROLLOUT, codec.pack(["on", 200.0, [], [], "off", "resets"]))
+        store.commit(draft)
+        (finding,) = Checkup(store).run()
+        assert (finding.check, finding.level) == ("records", "error")
+        assert "0 to 100" in finding.problem
 
 
 def known(before: Rollout | None) -> Rollout:
