@@ -134,7 +134,7 @@ class FlagRollout:
         return "on"
 
     def _check(self, said: FlagEvaluationDetails[Any], *, no_answer: bool) -> None:
-        if said.error_code is not None or said.reason == Reason.ERROR or no_answer:
+        if said.reason == Reason.ERROR or no_answer:
             why = f"{said.error_code or said.reason} {said.error_message or ''}".strip()
             message = f"the provider has no answer for flag {self._flag!r}: {why}"
             raise TryLater(message)

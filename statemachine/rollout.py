@@ -120,7 +120,7 @@ def _check_name(name: object) -> None:
 
 
 def _users(which: str, users: object) -> tuple[str, ...]:
-    if isinstance(users, str) or not isinstance(users, tuple | list | set | frozenset):
+    if not isinstance(users, tuple | list | set | frozenset):
         message = f"{which} must be a list of user ids; it is {users!r:.80}"
         raise InvalidInput(message)
     for user in users:

@@ -106,12 +106,18 @@ def raises(error: BaseException) -> Any:
     return answer
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no connection"), SystemExit(3)])
-def test_a_provider_that_raises_is_no_answer_and_is_asked_again(error: BaseException) -> None:
-    """Whatever it raises does not end the thread that asks."""
+@pytest.mark.parametrize(("value", "kind"), [("on", "string"), (True, "boolean"), (False, "boolean")])
+def test_an_answer_that_is_called_an_error_is_none(value: Any, kind: Literal["string", "boolean"]) -> None:
+    with pytest.raises(TryLater, match="no answer"):
+        flag(FlagResolutionDetails(value, reason=Reason.ERROR), kind).decide("ana")
+
+
+@pytest.mark.parametrize(("error", "says"), [(RuntimeError("no connection"), "no connection"), (SystemExit(3), "SystemExit")])
+def test_a_provider_that_raises_is_no_answer_and_is_asked_again(error: BaseException, says: str) -> None:
+    """Whatever it raises is told at once, and does not end the thread that asks."""
     provider = Scripted(raises(error))
     asked = flag(provider)
-    with pytest.raises(TryLater):
+    with pytest.raises(TryLater, match=says):
         asked.decide("ana")
     provider.answer = "on"
     assert asked.decide("ana") == "on"

@@ -587,6 +587,8 @@ def test_a_change_is_audited_with_what_was_and_is(tmp_path: Path) -> None:
         for missing in ({"actor": " ", "reason": "r"}, {"actor": "a", "reason": ""}):
             with pytest.raises(InvalidInput):
                 change(store, lambda _: OFF, **missing)
+            with pytest.raises(InvalidInput):
+                change(store, known, **missing)  # nor where it would change nothing
         assert stored_rollout(store).mode == "on"
         assert store.verify_audit().problem == ""
 

@@ -36,7 +36,7 @@ def test_nothing_set_is_on_for_all() -> None:
     (Rollout(deny=("ben",)), ["on", "off", "on", "on"]),
     (Rollout("shadow", deny=("ben",)), ["shadow", "off", "shadow", "shadow"]),
     (Rollout("shadow", 0, allow=("cleo",)), ["off", "off", "shadow", "off"]),
-    (Rollout("off", allow=("ada",), outside="shadow"), ["off", "off", "off", "off"]),
+    (Rollout("off", 0, allow=("ada",), outside="shadow"), ["off", "off", "off", "off"]),
 ])
 def test_deny_beats_allow_beats_the_percentage_and_off_is_for_everybody(rollout: Rollout, verdicts: list[str]) -> None:
     assert [decide(rollout, user) for user in ("ada", "ben", "cleo", "dev")] == verdicts
