@@ -32,6 +32,7 @@ from statemachine.machine import Phase
 from statemachine.manager import ResetManager
 from statemachine.policy import ResetParameters, ResetPolicy
 from statemachine.processor import Outcome, Processor
+from statemachine.rollout import Rollout, RolloutProvider
 from statemachine.state import EstimatorState, Measured, Measurement, Reading
 from statemachine.store import Store, StoreLimits
 from statemachine.store.records import Loaded
@@ -72,6 +73,8 @@ __all__ = [
     "ResetResult",
     "ResetTransaction",
     "ResetValidationError",
+    "Rollout",
+    "RolloutProvider",
     "Rule",
     "StateValidator",
     "Store",

@@ -24,6 +24,7 @@ from statemachine import audit, codec
 from statemachine.breaker import Breaker
 from statemachine.clock import iso
 from statemachine.errors import ConflictError, StoreBusy, StoreCorrupt, StoreForeign, UserUnknown
+from statemachine.gate import unlist
 from statemachine.state import user_key
 from statemachine.store import keys
 from statemachine.store.draft import Draft, record
@@ -61,10 +62,11 @@ class Pruned(NamedTuple):
 def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
     """Erase everything held about a user, in one commit, durable on return.
 
-    Its records and the marks of it in the global breaker go; audit rows about it lose their personal part and keep their
-    digest.  Raises UserUnknown where nothing is held, StoreCorrupt, having changed nothing, where an audit row about the user
-    is damaged, StoreBusy where other writers kept changing the user.  Whoever is still feeding the user begins it anew, and
-    an attempt on it that is under way elsewhere still gets its outcome in the log: stop both first, or forget again.
+    Its records, the marks of it in the global breaker and its places on the rollout's lists go; audit rows about it lose
+    their personal part and keep their digest.  Raises UserUnknown where nothing is held, StoreCorrupt, having changed nothing,
+    where an audit row about the user is damaged, StoreBusy where other writers kept changing the user.  Whoever is still
+    feeding the user begins it anew, and an attempt on it that is under way elsewhere still gets its outcome in the log: stop
+    both first, or forget again.
     """
     key = user_key(user)
     audit.require_said(user, actor=actor, reason=reason)
@@ -73,6 +75,7 @@ def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
             store.commit(store.draft())  # their rows, or they would be written after this
         draft = store.draft()
         records = _drop_records(draft, key)
+        unlist(draft, user)
         unread = _drop_unreadable(draft, user, records)
         erased = _erase_rows(draft, user, key)
         if not records and not erased:

@@ -23,8 +23,10 @@ from statemachine.errors import (
     UserUnknown,
 )
 from statemachine.estimator import Estimator, source_name
+from statemachine.gate import Gate, shadowed, turned_away
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, last_known_good, recover, restore
+from statemachine.rollout import Rollout, RolloutProvider
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys
 from statemachine.store.draft import Draft, breaker_key
@@ -97,16 +99,19 @@ class ResetManager:
     """The door to resets.  Safe to share between threads; every call is an attempt of its own.
 
     `policy` says when and how, `breaker` when attempts are refused; with `live=True` attempts fire the real machine's
-    triggers instead of the table compiled from it.
+    triggers instead of the table compiled from it.  `rollout` decides for which users decided resets are carried out, instead
+    of the one in the store.
     """
 
     def __init__(
         self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None, live: bool = False,
+        rollout: Rollout | RolloutProvider | None = None,
     ) -> None:
         self.store = store
         self.policy = policy or ResetPolicy()
         self.filter = CheckedFilter(store.estimator, store.validator)
         self.context = Context(store, self.policy, breaker or BreakerPolicy(), live)
+        self.gate = Gate(store, rollout)
 
     def transaction(  # noqa: PLR0913 - each is recorded
         self, user: str, *, kind: str = "admin", reason: str, actor: str, expect_version: int | None = None,
@@ -280,21 +285,33 @@ class ResetManager:
     ) -> ResetTransaction:
         """Carry out a decided reset inside a batch's draft; `result` tells how it went, `head` and `state` what stands then.
 
-        A refusal or a failure is no exception here: its outcome is in the draft, and durable with it.
+        A refusal or a failure is no exception here: its outcome is in the draft, and durable with it.  So is that of a reset
+        which the rollout holds back.
         """
         user = incoming.measurement.user
         attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now,
                           event_us=incoming.reading.at_us)
+
+        def carry_out(tx: ResetTransaction) -> None:
+            plan = self._plan(draft, decision, incoming, head, state)
+            self._carry_out(tx, decision.kind, plan, incoming)
+            tx.run_since_us = tx.at_us
+            tx.commit()
+
+        ruling = self.gate.rule(draft, user, decision.kind)
+        if ruling.verdict == "off":
+            return turned_away(self.context, attempt, draft, head, ruling)
+        if ruling.verdict == "shadow":
+            return shadowed(self.context, attempt, draft, head, state, ruling, carry_out)
         tx = ResetTransaction(self.context, attempt, draft)
+        if ruling.trouble:
+            tx.details = ruling.details()
         try:
             tx.begin(head, state)
         except BreakerOpen:
             return tx
         try:
-            plan = self._plan(draft, decision, incoming, head, state)
-            self._carry_out(tx, decision.kind, plan, incoming)
-            tx.run_since_us = tx.at_us
-            tx.commit()
+            carry_out(tx)
         except (MutationFailed, ResetValidationError) as error:
             tx.roll_back(error)
         except BaseException as error:

@@ -25,6 +25,7 @@ from statemachine.errors import (
     StoreBusy,
     StoreCorrupt,
 )
+from statemachine.gate import why_kept
 from statemachine.manager import Incoming, ResetManager
 from statemachine.policy import Decision
 from statemachine.state import Measured, Reading, user_key
@@ -346,15 +347,13 @@ class Processor:
     def _fall_back(
         self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision, reset: ResetResult | None,
     ) -> Outcome:
-        """After a failed or refused reset: the state before it where the measurement fits, else quarantine."""
+        """After a failed, refused or withheld reset: the state before it where the measurement fits, else quarantine."""
         if user.head is not None and decision.nis is not None and decision.nis <= self.manager.policy.gate:
             state, unfit = self._stepped(user.state, incoming.reading)
             if not unfit:
                 return self._accept(batch, user, incoming, state, decision.nis, reset)
-        ended = "" if reset is None else f" was {reset.outcome.replace('_', ' ')}: {reset.error}"
-        reason = f"the {decision.kind} reset{ended}"
-        return self._kept(batch, incoming.key, incoming.measurement, incoming.reading, incoming.origin, HELD, reason,
-                          decision.nis, reset)
+        return self._kept(batch, incoming.key, incoming.measurement, incoming.reading, incoming.origin, HELD,
+                          why_kept(decision.kind, reset), decision.nis, reset)
 
     def remember(self, batch: _Batch) -> None:
         """Keep the users of a committed batch decoded; the bytes they stand for are compared at their next commit."""

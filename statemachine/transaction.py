@@ -53,8 +53,9 @@ class Checkpoint(NamedTuple):
 class ResetResult(NamedTuple):
     """How an attempt ended.
 
-    `outcome`: "committed", "rolled_back", "refused", "conflicted" or "dry_run".  `version` is the new version, None
-    when nothing was committed.  `delta_x` and `delta_P` (row by row) are in the estimator's units.
+    `outcome`: "committed", "rolled_back", "refused", "conflicted", "dry_run" or "shadowed".  `version` is the new version,
+    None when nothing was committed.  `delta_x` and `delta_P` (row by row) are in the estimator's units.  `withheld` is true
+    where the rollout, and nothing else, kept it from being carried out.
     """
 
     outcome: str
@@ -68,6 +69,7 @@ class ResetResult(NamedTuple):
     delta_x: tuple[float, ...] | None = None
     delta_P: tuple[float, ...] | None = None  # noqa: N815 - the literature's letter
     error: str = ""
+    withheld: bool = False
 
 
 class Context(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, sweep
+from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, rollouts, sweep
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -27,6 +27,7 @@ life.register(app)
 erasure.register(app)
 operate.register(app)
 mend.register(app)
+rollouts.register(app)
 doctor.register(app)
 sweep.register(app)
 

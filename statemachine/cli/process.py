@@ -37,6 +37,7 @@ CHUNK_BYTES: Final = 1 << 20
 NIS_95: Final = 3.84
 SOURCES_SHOWN_MAX: Final = 20
 STDIN: Final = "-"
+UNDONE: Final = ("rolled_back", "refused", "shadowed", "conflicted")
 REASON_CHARS_MAX: Final = 100
 _QUOTED: Final = re.compile(r"'[^']*'")
 _NUMBER: Final = re.compile(r"\d[\d.,:TZ+-]*(?<![.,:])")
@@ -151,7 +152,7 @@ def process(  # noqa: PLR0913 - one parameter an option of the command
         job = Job(tuple(files), store, Options(form, user, unit, tz), console.durability(durability), stream)
         report = run_and_tell(job, json=json)
         resets = report["resets"]
-        if report["measurements"]["quarantined"] + resets["rolled_back"] + resets["refused"] + resets["conflicted"]:
+        if report["measurements"]["quarantined"] or any(resets[name] for name in UNDONE):
             raise typer.Exit(console.FINDINGS)
 
 
@@ -335,7 +336,7 @@ def _resets(store: Store, first_seq: int) -> tuple[dict[str, Any], int]:
             outcomes[row.public.outcome] += 1
             if row.public.outcome == "committed":
                 kinds[row.public.kind] += 1
-    counted = {name: outcomes[name] for name in ("committed", "rolled_back", "refused", "conflicted")}
+    counted = {name: outcomes[name] for name in ("committed", *UNDONE)}
     return {**counted, "by_kind": dict(sorted(kinds.items()))}, outcomes["held"]
 
 

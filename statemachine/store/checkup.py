@@ -15,6 +15,7 @@ from statemachine import codec
 from statemachine.breaker import Breaker
 from statemachine.clock import iso
 from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
+from statemachine.rollout import Rollout
 from statemachine.store import keys
 from statemachine.store.engine import rows_of
 from statemachine.store.records import ACCEPTED, DISPOSITIONS, Aside, Cursor, Head, Identity, Image, Meta, Pin, Unreadable
@@ -38,6 +39,7 @@ _SEQ_BYTES: Final = 8
 _ROW_HEADER_BYTES: Final = 68
 _PUBLIC_AT: Final = 64
 _BACKUP: Final = "take it from a backup"
+_SET_ANEW: Final = "set it anew with `resetguard rollout set --mode on|shadow|off`; its lists are lost"
 _RECOVER: Final = "the next measurement of the user walks back to the newest good version, as does ResetManager.recover"
 _REPORT: Final = "compare with a backup; restore the user to a version that reads, and report it as a bug if no disk was at fault"
 _BAD: Final = (StoreCorrupt, StoreForeign, ValueError)
@@ -108,7 +110,8 @@ class Checkup:
                     try:
                         found.extend(self._store_record(txn.get, meta, key, value))
                     except _BAD as error:
-                        found.append(_unreadable("the store", _named(key), error))
+                        remedy = _SET_ANEW if key == keys.ROLLOUT else _BACKUP
+                        found.append(_unreadable("the store", _named(key), error, remedy))
             self.looked["records"] += len(rows)
             yield from found
             start = rows[-1][0] + b"\0" if len(rows) == CHUNK_ROWS else b""
@@ -143,6 +146,8 @@ class Checkup:
                 self.kept += 1
             elif kind == keys.GLOBAL_BREAKER:
                 codec.unpack(Breaker, content)
+            elif kind == keys.ROLLOUT:
+                codec.unpack(Rollout, content)
 
     def _cursor(self, meta: Meta | None, cursor: Cursor) -> Iterator[Finding]:
         self.looked["cursors"] += 1
@@ -379,7 +384,7 @@ def _named(key: bytes) -> str:
         keys.AUDIT: f"audit row {number}", keys.CURSOR: f"the cursor of source {key[2:].hex()}", keys.GLOBAL_BREAKER:
         "the global breaker", keys.CHAIN: "the end of the audit log", keys.META: "the store's own record", keys.OWNER:
         f"owner {number}", keys.PIN: f"the before-image of user {_text(key[2:])!r}", keys.UNREADABLE:
-        f"an unreadable row of source {number}",
+        f"an unreadable row of source {number}", keys.ROLLOUT: "the rollout, which so counts as off,",
     }
     return named.get(key[:2], f"the record at {key!r}")
 
