@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from statemachine import codec
-from statemachine.breaker import Breaker
+from statemachine.breaker import Breaker, Budget
 from statemachine.clock import iso
 from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
 from statemachine.store import keys
@@ -141,8 +141,8 @@ class Checkup:
             elif kind == keys.UNREADABLE:
                 codec.unpack(Unreadable, content)
                 self.kept += 1
-            elif kind == keys.GLOBAL_BREAKER:
-                codec.unpack(Breaker, content)
+            elif kind in (keys.GLOBAL_BREAKER, keys.BUDGET):
+                codec.unpack(Breaker if kind == keys.GLOBAL_BREAKER else Budget, content)
 
     def _cursor(self, meta: Meta | None, cursor: Cursor) -> Iterator[Finding]:
         self.looked["cursors"] += 1
@@ -379,7 +379,7 @@ def _named(key: bytes) -> str:
         keys.AUDIT: f"audit row {number}", keys.CURSOR: f"the cursor of source {key[2:].hex()}", keys.GLOBAL_BREAKER:
         "the global breaker", keys.CHAIN: "the end of the audit log", keys.META: "the store's own record", keys.OWNER:
         f"owner {number}", keys.PIN: f"the before-image of user {_text(key[2:])!r}", keys.UNREADABLE:
-        f"an unreadable row of source {number}",
+        f"an unreadable row of source {number}", keys.BUDGET: "the budget of resets a minute",
     }
     return named.get(key[:2], f"the record at {key!r}")
 
