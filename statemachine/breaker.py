@@ -64,7 +64,7 @@ class _Policy(msgspec.Struct, frozen=True, kw_only=True):
         self._check("window_s", 0.0, SECONDS_MAX, above=True)
         self._check("cooldown_s", 0.0, SECONDS_MAX)
         self._check("cooldown_factor", 1.0, 1_000.0)
-        self._check("cooldown_s_max", self.cooldown_s, SECONDS_MAX)
+        self._check("cooldown_s_max", float(self.cooldown_s), SECONDS_MAX)
         self._check("jitter", 0.0, 1.0)
         self._check("successes_to_close", 1, COUNT_MAX)
 

@@ -107,7 +107,7 @@ def _row(event: BreakerEvent, scope: str, before: Breaker, after: Breaker) -> En
     if opens:
         policy = event.policy if scope == "user" else event.global_policy
         said = {
-            "failures": f"{before.failures + 1} resets in a row failed",
+            "failures": "the reset failed" if before.failures == 0 else f"{before.failures + 1} resets in a row failed",
             "users": f"the resets of {event.global_policy.users_max} users failed within {policy.window_s:g} s",
             "rate": f"of the resets within {policy.window_s:g} s, {policy.failure_rate_max or 0:.0%} or more failed",
             "probe": "the probe failed",
