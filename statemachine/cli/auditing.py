@@ -43,7 +43,7 @@ def audit_list(  # noqa: PLR0913 - one parameter an option of the command
         "Rows whose event time (`at`, not when they were written) is this or later: ISO 8601 (UTC unless it says), a date "
         "for its midnight, or 2h, 3d, 45m ago. A row without event time counts by when it was written."))] = None,
     outcome: Annotated[str | None, typer.Option(show_default=False, help=(
-        "Rows of this outcome alone: committed, rolled_back, refused, conflicted, interrupted, held, opened, closed, ..."))] = None,
+        "Rows of this outcome alone: committed, rolled_back, refused, conflicted, interrupted, held, opened, ..."))] = None,
     limit: Annotated[int | None, typer.Option(min=1, show_default=False, help=(
         f"The newest so many; without it {ROWS_SHOWN} in a table, and all in JSON."))] = None,
     json: console.JsonOption = False,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statemachine import InvalidInput
 from statemachine.breaker import (
     CLOSED,
     FAILING_MAX,
@@ -258,6 +259,13 @@ def test_suspects_are_capped_and_the_newest_kept() -> None:
     assert (len(again.suspects), again.suspects[-1]) == (SUSPECTS_KEPT_MAX, ("row 90", 1, 2))
 
 
+def test_opening_forgets_no_suspect() -> None:
+    record = ended(CLOSED, "died", suspect=("row", 1))
+    for _ in range(POLICY.failures_max):
+        record = ended(record, "failure")
+    assert (record.mode, record.suspects) == ("open", (("row", 1, 1),))
+
+
 def test_a_death_of_nothing_in_particular_only_gives_the_slot_back() -> None:
     assert ended(CLOSED, "died") is CLOSED
 
@@ -407,3 +415,111 @@ def test_a_suspect_input_stays_refused_until_the_breaker_is_let_go(mode: Any) ->
         record = ended(record, "died", suspect=suspect)
     assert admit(forced(record, mode), POLICY, at(0), "u", suspect) == Admission("refuse", "suspect")
     assert admit(let_go(forced(record, mode)), POLICY, at(0), "u", suspect) == Admission("admit")
+
+
+# The share that failed.
+
+SHARES: Final = BreakerPolicy(failures_max=10**6, failure_rate_max=0.5, attempts_min=6, window_s=120.0, **SHAPE)
+NEVER: Final = BreakerPolicy(failures_max=10**6, attempts_min=10**6, window_s=120.0, **SHAPE)
+SLOT_US: Final = 10 * US_PER_S
+BEGIN_US: Final = T - T % SLOT_US
+
+
+def life(results: str, policy: BreakerPolicy = SHARES, seconds: float = 0.0) -> Breaker:
+    """A breaker after so many ends, "F" for each failure and "." for each success, at one instant or so far apart."""
+    record = CLOSED
+    for number, result in enumerate(results):
+        record = settle(record, policy, "failure" if result == "F" else "success", attempt_id="a", generation=record.generation,
+                        now=at(number * seconds))
+    return record
+
+
+@pytest.mark.parametrize(("results", "opens"), [
+    ("F.F.F", False), ("F.F.FF", True), (".F.F.F", True), ("F.F..F", True), ("..F..FF", False), (".....FFFFF", True),
+    (".....FFFF", False), ("F" * 5, False), ("F" * 6, True), ("FFF...", False), ("FFF....", False), ("." * 90 + "F" * 89, False),
+    ("." * 90 + "F" * 90, True),
+])
+def test_it_opens_by_the_share_that_failed(results: str, opens: bool) -> None:
+    """Of at least six ends in the window at least half, judged when one fails; all successes count, those before too."""
+    record = life(results)
+    assert record.mode == ("open" if opens else "closed")
+    assert record.opened_by == ("rate" if opens else "")
+
+
+@pytest.mark.parametrize(("seconds", "mode"), [(0.0, "open"), (119.9, "open"), (129.9, "open"), (130.0, "closed")])
+def test_the_window_of_the_share_is_counted_in_twelfths(seconds: float, mode: str) -> None:
+    """What ended counts for the window's length, and until its twelfth is over: five at a beginning, and one later."""
+    record = CLOSED
+    for _ in range(5):
+        record = settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(BEGIN_US, BEGIN_US))
+    later_us = BEGIN_US + int(seconds * US_PER_S)
+    assert settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(later_us, later_us)).mode == mode
+
+
+def test_what_another_stream_did_later_does_not_count_now() -> None:
+    """Slots after the present are kept and not counted; those before the window go."""
+    record = CLOSED
+    for _ in range(5):
+        record = settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(T + YEAR_US, T, "event"))
+    early = settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(T, T, "event"))
+    assert (early.mode, len(early.ended_event)) == ("closed", 2)
+    late = settle(early, SHARES, "failure", attempt_id="a", generation=0, now=Now(T + YEAR_US, T, "event"))
+    assert (late.mode, late.openings) == ("open", 1)
+
+
+def test_a_long_life_keeps_few_slots() -> None:
+    record = life("F." * 300, NEVER, seconds=3.0)
+    assert (record.mode, len(record.ended), record.failures) == ("closed", 13, 0)
+    assert sum(ended for _, ended, _ in record.ended) == pytest.approx(42, abs=3)
+
+
+def test_without_a_share_nothing_is_kept_of_successes() -> None:
+    assert life("....", POLICY) is CLOSED
+
+
+def test_failing_users_leave_memory_with_their_window() -> None:
+    record, policy = CLOSED, GlobalBreakerPolicy(users_max=None, attempts_min=10**6, window_s=120.0)
+    for number in range(1_000):
+        now = at(number)
+        record = settle_global(record, policy, "failure", user=b"%d" % number, attempt_id="a", generation=0, now=now)
+    assert 120 <= len(record.failing) <= 130
+    assert sum(failed for _, _, failed in record.ended) == len(record.failing)
+
+
+# Policies.
+
+
+@pytest.mark.parametrize("policy", [BreakerPolicy, GlobalBreakerPolicy])
+@pytest.mark.parametrize(("field", "values", "limit"), [
+    ("failure_rate_max", (0, 0.0, -0.1, 1.01, float("nan"), "1", True), "above 0"),
+    ("attempts_min", (0, -1, 2.5, True, None, "3"), "at least 1"),
+    ("window_s", (0, 0.0, -1.0, float("nan"), float("inf"), 1e300, None), "above 0"),
+    ("cooldown_s", (-0.1, float("nan"), float("inf"), "5"), "at least 0"),
+    ("cooldown_factor", (0.99, float("nan"), 1e6), "at least 1"),
+    ("cooldown_s_max", (3_599.9, float("nan"), float("inf")), "at least 3,600"),
+    ("jitter", (-0.1, 1.1, float("nan"), None), "at least 0"),
+    ("successes_to_close", (0, -1, 1.0, True), "at least 1"),
+    ("failures_max", (0, -3, 1.0, True, float("nan")), "at least 1"),
+    ("suspects_max", (0, 2.0, False), "at least 1"),
+    ("users_max", (0, -3, 1.0, True, 1_001), "at least 1"),
+])
+def test_a_policy_of_nonsense_is_refused(policy: type[Any], field: str, values: tuple[Any, ...], limit: str) -> None:
+    """When it is made, naming field, value and limit."""
+    if field not in policy.__struct_fields__:
+        return
+    for value in values:
+        with pytest.raises(InvalidInput) as refused:
+            policy(**{field: value})
+        assert str(refused.value).startswith(f"{policy.__name__}.{field} is {value!r}; it must be ")
+        assert limit in str(refused.value)
+        with pytest.raises(InvalidInput):
+            msgspec.structs.replace(policy(), **{field: value})
+
+
+@pytest.mark.parametrize("named", [
+    {"cooldown_s": 0, "jitter": 0, "cooldown_factor": 1}, {"failure_rate_max": None}, {"failure_rate_max": 1}, {"window_s": 1},
+    {"cooldown_s": 3_600, "cooldown_s_max": 3_600}, {"jitter": 1.0, "attempts_min": 1, "successes_to_close": 9},
+])
+def test_a_policy_of_sense_is_taken(named: dict[str, Any]) -> None:
+    for policy in (BreakerPolicy(**named), GlobalBreakerPolicy(**named), GlobalBreakerPolicy(users_max=None, **named)):
+        assert cooldown_us(Breaker(openings=10**6), policy, "u") <= 2 * 7 * 86_400 * US_PER_S
