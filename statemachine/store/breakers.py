@@ -93,7 +93,7 @@ class Breakers:
         return puts
 
     def _note(self, event: BreakerEvent, scope: str, before: Breaker, after: Breaker) -> None:
-        if after.mode != before.mode and after.mode in ("open", "closed"):
+        if after.mode != before.mode:
             self.moves.append(_row(event, scope, before, after))
 
 

@@ -265,7 +265,7 @@ def test_records_stay_bounded_whatever_clocks_do() -> None:
     """Streams of a thousand different years: what is kept has a limit, and the newest is in it."""
     policy, record, budget = BreakerPolicy(failures_max=10**6, attempts_min=10**6), CLOSED, UNSPENT
     for number in range(1_000, 0, -1):
-        now = Now(T + number * 3_600_000_000, T, "event")
+        now = Now(T + number * 30 * 86_400 * US_PER_S, T, "event")
         record = settle(record, policy, "failure", attempt_id="a", generation=0, now=now)
         budget = spent(budget, now)
         assert len(record.ended_event) <= SLOTS_KEPT_MAX

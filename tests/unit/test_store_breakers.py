@@ -13,6 +13,7 @@ import lmdb
 import msgspec
 import pytest
 import structlog
+import xxhash
 
 from statemachine import (
     BreakerOpen,
@@ -28,6 +29,7 @@ from statemachine import (
 )
 from statemachine.audit import Row
 from statemachine.breaker import Breaker
+from statemachine.erasure import forget
 from statemachine.processor import SourceRow
 from statemachine.store import keys
 from statemachine.testing import snapshot
@@ -249,6 +251,34 @@ def test_an_operator_s_word_has_its_own_rows_only(path: Path) -> None:
         manager.release_breaker("ann", **BY)
         events = [row.public.event for row in store.audit("ann")]
         assert events[-4:] == ["reset.rolled_back", "breaker.opened", "breaker.forced", "breaker.released"]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_busy_store_does_not_keep_a_user_from_being_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool,
+) -> None:
+    """Others' resets change the global breaker all the time: that is a conflict only where the user's mark is in it."""
+    with opened(path) as store:
+        manager = ResetManager(store)
+        if failed:
+            fail(manager, "ann")
+        fail(manager, "bob")
+        commit, tries = store.commit, []
+
+        def after_another(draft: Any) -> Any:
+            tries.append(draft)
+            if len(tries) == 1:
+                with monkeypatch.context() as undone:
+                    undone.setattr(store, "commit", commit)
+                    fail(manager, "bob")
+                    manager.perform_reset("cid", **BY)
+            return commit(draft)
+
+        monkeypatch.setattr(store, "commit", after_another)
+        forget(store, "ann", "dpo", "asked")
+        assert len(tries) == (2 if failed else 1)
+        assert [who for who, _ in manager.breaker(None).failing] == [xxhash.xxh3_64_intdigest(b"bob")]
+        assert sum(ended for _, ended, _ in manager.breaker(None).ended) >= 2, "what others did in between still counts"
 
 
 # The commit that is refused.
