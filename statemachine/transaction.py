@@ -407,13 +407,12 @@ class ResetTransaction:
         self._finished("rolled_back", None, None, str(error))
 
     def _retry_at_us(self, scope: str) -> int | None:
-        """When a place in the budget is free again, after a commit that found none."""
+        """When a place in the budget is free again, after a commit of its own (so by a live caller) that found none."""
         limit = self._resets_per_minute
         if scope != "budget" or limit is None:
             return None
         wall_us = self._store.clock.now_us()
-        now = self.now if self.now.base == "event" else Now(wall_us, wall_us)
-        return breaker.affordable(self._store.draft().budget(), limit, now).retry_at_us
+        return breaker.affordable(self._store.draft().budget(), limit, Now(wall_us, wall_us)).retry_at_us
 
     def _rolled_back(self, outcome: str, error: BaseException) -> None:
         self._release()

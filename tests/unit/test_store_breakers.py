@@ -18,6 +18,7 @@ import xxhash
 from statemachine import (
     BreakerOpen,
     BreakerPolicy,
+    ConflictError,
     GlobalBreakerPolicy,
     InvalidInput,
     MutationFailed,
@@ -28,10 +29,11 @@ from statemachine import (
     codec,
 )
 from statemachine.audit import Row
-from statemachine.breaker import Breaker
+from statemachine.breaker import Breaker, Now
 from statemachine.erasure import forget
 from statemachine.processor import SourceRow
 from statemachine.store import keys
+from statemachine.store.draft import BreakerEvent
 from statemachine.testing import snapshot
 from tests.regression.scene import BY, PRESENT_US, Faulty, StillClock, broken, opened, weighed, working
 from tests.unit.doubles import Commit, Disk
@@ -202,6 +204,20 @@ def test_nothing_is_doubled_in_a_batch(tmp_path: Path) -> None:
         assert opened_rows == sum(found.values()) == sum(record.mode == "open" for record in modes)
 
 
+def test_a_draft_that_misses_leaves_nothing_of_its_earlier_events(path: Path, clock: StillClock) -> None:
+    """A group whose first attempt would open a breaker and whose second may not commit writes neither record nor row."""
+    with opened(path, clock=clock) as store:
+        draft, before = store.draft(), [store.engine.get(keys.breaker(b"ann")), store.engine.get(keys.GLOBAL_BREAKER)]
+        now = Now(clock.wall_us, clock.wall_us)
+        draft.add_event(BreakerEvent(b"ann", FAST, "failure", "0" * 32, 0, 0, now))
+        draft.add_event(BreakerEvent(b"bob", FAST, "success", "1" * 32, 7, 0, now))
+        with pytest.raises(ConflictError) as missed:
+            store.commit(draft)
+        assert missed.value.reason == "breaker"
+        assert [store.engine.get(keys.breaker(b"ann")), store.engine.get(keys.GLOBAL_BREAKER)] == before
+        assert moves(store) == []
+
+
 def test_nothing_is_doubled_by_threads_that_share_a_commit(path: Path) -> None:
     """Five users fail at once in a group: two of them open the global breaker, in one row."""
     with opened(path, durability="group") as store:
@@ -317,6 +333,19 @@ def test_a_refusal_by_the_global_breaker_leases_no_probe_of_the_user(path: Path,
         before, commits = manager.breaker("ann"), disk.commits
         assert refusal(manager).scope == "global"
         assert (manager.breaker("ann"), disk.commits) == (before, commits)
+
+
+def test_no_dead_owner_is_looked_for_where_nobody_holds_a_probe(
+    path: Path, clock: StillClock, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looking through the files of marks takes a turn a file: not for every reset, nor while a slot is free."""
+    with opened(path, clock=clock) as store:
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=1, cooldown_s=0.0, successes_to_close=2))
+        monkeypatch.setattr(store, "settle_dead", lambda: pytest.fail("looked for dead owners"))
+        fail(manager)
+        for mode in ("half-open", "closed", "closed"):
+            manager.perform_reset("ann", **BY)
+            assert manager.breaker("ann").mode == mode
 
 
 def test_several_successes_close_it_and_a_failure_begins_anew(path: Path, clock: StillClock) -> None:
@@ -632,6 +661,19 @@ def test_in_a_stream_a_refused_reset_falls_back_and_comes_later(tmp_path: Path) 
         lately = sorted(row.personal.at_us or 0 for row in store.audit() if row.public.kind == "gap"
                         and row.public.outcome == "committed")
         assert all(third - first >= 60_000_000 for first, third in zip(lately, lately[2:], strict=False))
+
+
+def test_in_one_commit_failures_take_nothing_from_the_budget(tmp_path: Path) -> None:
+    """Two resets fail and a third is committed by a budget of one, all in one batch; the fourth is refused."""
+    estimator = Faulty()
+    with opened(tmp_path / "store", estimator=estimator) as store:
+        processor = Processor(budgeted(store, 1))
+        users = ("a", "b", "c", "d")
+        processor.process_batch(weighed(user, 0, 80.0) for user in users)
+        estimator.failing_kg = {81.0, 81.1}
+        outcomes = processor.process_batch(weighed(user, 60, 81.0 + number / 10) for number, user in enumerate(users))
+        assert [outcome.reset.outcome for outcome in outcomes if outcome.reset] == [
+            "rolled_back", "rolled_back", "committed", "refused"]
 
 
 def test_what_is_refused_depends_neither_on_the_batches_nor_on_the_wall(tmp_path: Path) -> None:
