@@ -226,7 +226,10 @@ class ResetManager:
         return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
 
     def release_breaker(self, user: str | None, *, reason: str, actor: str) -> Breaker:
-        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited."""
+        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited.
+
+        With None what was taken from the budget of resets is forgotten too, also where it cannot be read.
+        """
         return self._set_breaker(user, "breaker.released", let_go, reason, actor)
 
     def _set_breaker(
@@ -244,6 +247,8 @@ class ResetManager:
             details = {"scope": "global" if user is None else "user", "from": before.mode, "to": after.mode,
                        "generation": after.generation}
             draft.put(key, codec.pack(after))
+            if user is None and event == "breaker.released":
+                draft.delete(keys.BUDGET)
             draft.entries.append(act(event, store.ids.attempt_id(), actor=actor, reason=reason, at_us=store.clock.now_us(),
                                      user=user or "", kind="breaker", details=details))
             try:

@@ -145,6 +145,8 @@ WORDS: Final[tuple[tuple[str, Forced | None, str], ...]] = (
     """),
     ("release", None, """Close a breaker, forced or open: failures, openings and suspicion are forgotten.
 
+    With --global so is what was taken from a budget of resets a minute.
+
     Example: resetguard breaker release anna --store ./state --actor ops@example.org --reason "mended"
     """),
 )

@@ -25,6 +25,7 @@ from statemachine import (
     Processor,
     ResetManager,
     Store,
+    StoreCorrupt,
     StoreUnavailable,
     codec,
 )
@@ -33,9 +34,10 @@ from statemachine.breaker import Breaker, Now
 from statemachine.erasure import forget
 from statemachine.processor import SourceRow
 from statemachine.store import keys
+from statemachine.store.checkup import Checkup
 from statemachine.store.draft import BreakerEvent
 from statemachine.testing import snapshot
-from tests.regression.scene import BY, PRESENT_US, Faulty, StillClock, broken, opened, weighed, working
+from tests.regression.scene import BY, PRESENT_US, Faulty, StillClock, broken, opened, tear, weighed, working
 from tests.unit.doubles import Commit, Disk
 from tests.unit.processes import answer, line, ran, started
 
@@ -618,6 +620,28 @@ def test_a_reset_that_was_not_committed_is_not_spent(path: Path) -> None:
 def test_a_budget_that_is_none_is_refused(path: Path, figure: Any) -> None:
     with opened(path) as store, pytest.raises(InvalidInput, match=r"resets_per_minute is .* at least 1"):
         ResetManager(store, resets_per_minute=figure)
+
+
+def test_a_damaged_budget_is_named_and_forgotten_on_an_operator_s_word(path: Path) -> None:
+    """Resets that it limits are not made without it; doctor names it, and releasing the global breaker mends it."""
+    with opened(path) as store:
+        budgeted(store, 1).perform_reset("ann", **BY)
+    tear(path, keys.BUDGET)
+    with opened(path, readonly=True) as store:
+        (finding,) = Checkup(store).run()
+        assert (finding.check, finding.level) == ("records", "error")
+        assert "the budget of resets a minute" in f"{finding.subject} {finding.problem}"
+    with opened(path) as store:
+        manager = budgeted(store, 1)
+        with pytest.raises(StoreCorrupt):
+            manager.perform_reset("bob", **BY)
+        assert manager.restore("ann", to_version=1, **BY).outcome == "committed"
+        manager.release_breaker("ann", **BY)
+        with pytest.raises(StoreCorrupt):
+            manager.perform_reset("bob", **BY)
+        manager.release_breaker(None, **BY)
+        assert manager.perform_reset("bob", **BY).outcome == "committed"
+        assert refusal(manager, "cid").scope == "budget"
 
 
 def gaps(users: int = 6) -> Iterator[Any]:
