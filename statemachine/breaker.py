@@ -260,17 +260,18 @@ def settle_global(  # noqa: PLR0913 - the whole of what a result is
     width_us = _width_us(policy)
     oldest_us = now.at_us - (SLOTS + 1) * width_us
     failing = tuple((who, at_us) for who, at_us in _failing(record, now) if at_us - at_us % width_us > oldest_us)
-    slots = counted(slots, policy, now.at_us, ended=1, failed=1)
-    for who, before_us in failing:
-        if who == mark and before_us <= now.at_us:  # it is counted once, where it failed last
+    window_us = int(policy.window_s * US_PER_S)
+    before_us = next((at_us for who, at_us in failing if who == mark), None)
+    if before_us is None or not now.at_us <= before_us < now.at_us + window_us:  # else it is counted already, and later
+        slots = counted(slots, policy, now.at_us, ended=1, failed=1)
+        if before_us is not None and before_us < now.at_us:  # it is counted once, where it failed last
             slots = counted(slots, policy, now.at_us, ended=-1, failed=-1, slot_us=before_us)
-    failing = (*(entry for entry in failing if entry[0] != mark), (mark, now.at_us))[-FAILING_MAX:]
+        failing = (*(entry for entry in failing if entry[0] != mark), (mark, now.at_us))[-FAILING_MAX:]
     field = "failing" if now.base == "wall" else "failing_event"
     record = _with_slots(msgspec.structs.replace(record, **{field: failing}), now, slots)
     if record.mode != "closed":
         return record
-    since_us = now.at_us - int(policy.window_s * US_PER_S)
-    users = sum(since_us < at_us <= now.at_us for _, at_us in failing)
+    users = sum(-window_us < at_us - now.at_us < window_us for _, at_us in failing)
     if policy.users_max is not None and users >= policy.users_max:
         return opened(record, policy, now, "users", "")
     return opened(record, policy, now, "rate", "") if too_many(slots, policy, now.at_us) else record
@@ -338,9 +339,10 @@ def counted(  # noqa: PLR0913 - what is counted, and where
     slots: Slots, policy: BreakerPolicy | GlobalBreakerPolicy, now_us: int, *, ended: int, failed: int,
     slot_us: int | None = None,
 ) -> Slots:
-    """The slots with so many attempts more at an instant (by default the present), and without those out of the window.
+    """The slots with so many attempts more at an instant (by default the present), and without those before the window.
 
-    Slots after the present are another stream's: they count nothing here, and stay.
+    An attempt counts at the instant of its beginning, and they end in any order: so what lies up to a window after the
+    present counts too.  What lies further on is another stream's: it counts nothing here, and stays.
     """
     if policy.failure_rate_max is None:
         return ()
@@ -362,7 +364,8 @@ def too_many(slots: Slots, policy: BreakerPolicy | GlobalBreakerPolicy, now_us: 
     if policy.failure_rate_max is None:
         return False
     width_us = _width_us(policy)
-    within = [(ended, failed) for begin, ended, failed in slots if now_us - (SLOTS + 1) * width_us < begin <= now_us]
+    reach_us = SLOTS * width_us
+    within = [(ended, failed) for begin, ended, failed in slots if now_us - reach_us - width_us < begin <= now_us + reach_us]
     attempts, bad = sum(ended for ended, _ in within), sum(failed for _, failed in within)
     return attempts >= policy.attempts_min and bad / attempts >= policy.failure_rate_max
 
@@ -389,10 +392,11 @@ def _failing(record: Breaker, now: Now) -> tuple[tuple[int, int], ...]:
 def affordable(record: Budget, resets_per_minute: int, now: Now) -> Admission:
     """Whether one more reset may be committed now; a refusal tells when the next may, if no other takes that place.
 
-    Whole seconds are counted, so that no span of sixty seconds holds more than `resets_per_minute`, wherever it begins.
+    Whole seconds are counted, on either side of the present since attempts end in any order, so that no span of sixty seconds
+    holds more than `resets_per_minute`, wherever it begins.
     """
     second = now.at_us // US_PER_S
-    within = [(begin, count) for begin, count in _seconds(record, now) if second - BUDGET_S <= begin <= second]
+    within = [(begin, count) for begin, count in _seconds(record, now) if abs(begin - second) <= BUDGET_S]
     excess = sum(count for _, count in within) - resets_per_minute + 1
     if excess <= 0:
         return Admission("admit")
@@ -404,9 +408,9 @@ def affordable(record: Budget, resets_per_minute: int, now: Now) -> Admission:
 
 
 def spent(record: Budget, now: Now) -> Budget:
-    """The record with one reset more at `now`, and without what is over a minute old."""
+    """The record with one reset more at `now`, and without what is over two minutes old."""
     second = now.at_us // US_PER_S
-    found = {begin: count for begin, count in _seconds(record, now) if begin >= second - BUDGET_S}
+    found = {begin: count for begin, count in _seconds(record, now) if begin >= second - 2 * BUDGET_S}
     found[second] = found.get(second, 0) + 1
     nearest = sorted(found, key=lambda begin: abs(begin - second))[:SECONDS_KEPT_MAX]
     return msgspec.structs.replace(record, **{now.base: tuple((begin, found[begin]) for begin in sorted(nearest))})
@@ -415,7 +419,7 @@ def spent(record: Budget, now: Now) -> Budget:
 def resets_counted(record: Budget, now: Now) -> int:
     """How many resets count against a budget now."""
     second = now.at_us // US_PER_S
-    return sum(count for begin, count in _seconds(record, now) if second - BUDGET_S <= begin <= second)
+    return sum(count for begin, count in _seconds(record, now) if abs(begin - second) <= BUDGET_S)
 
 
 def _seconds(record: Budget, now: Now) -> tuple[tuple[int, int], ...]:

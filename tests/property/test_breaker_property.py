@@ -227,8 +227,48 @@ def test_no_minute_holds_more_resets_than_the_budget(limit: int, instants: list[
         window = [at_us for at_us in committed[base] if at_us > now.at_us - 60 * US_PER_S]
         assert len(window) <= limit
         assert len(window) <= resets_counted(record, now) <= limit
-        assert max(len(record.wall), len(record.event)) <= 61
+        assert max(len(record.wall), len(record.event)) <= 121
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Budget) == record
+
+
+@settings(deadline=None)
+@given(limit=st.integers(1, 5), instants=st.lists(st.tuples(st.floats(0, 20), st.floats(0, 59)), max_size=150))
+def test_no_minute_holds_more_also_where_resets_end_in_another_order(limit: int, instants: list[tuple[float, float]]) -> None:
+    """Several processes, or attempts that began at other times than they ended: up to a minute out of order."""
+    clock, record, committed = 0.0, UNSPENT, []
+    for seconds, behind in instants:
+        clock += seconds
+        now = Now(T + int((clock - behind) * US_PER_S), T, "event")
+        if affordable(record, limit, now).verdict == "admit":
+            record = spent(record, now)
+            committed.append(now.at_us)
+    for begin_us in committed:
+        assert sum(begin_us <= at_us < begin_us + 60 * US_PER_S for at_us in committed) <= limit
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_failures_that_end_in_another_order_than_they_began_count_together(order: int) -> None:
+    """Users failing at once: the last to end may be the first to have begun, and the breaker opens by it all the same."""
+    for policy in (GlobalBreakerPolicy(users_max=5, failure_rate_max=None), GlobalBreakerPolicy(users_max=None, attempts_min=5)):
+        record = CLOSED
+        for number in range(5)[::order]:
+            assert record.mode == "closed"
+            now = Now(T + number * 400 * US_PER_S, T + 3_000 * US_PER_S)
+            record = settle_global(record, policy, "failure", user=b"%d" % number, attempt_id="a", generation=0, now=now)
+        assert record.mode == "open"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_user_that_fails_twice_in_any_order_counts_once(order: int) -> None:
+    """In the slot of the later of both."""
+    policy, record = GlobalBreakerPolicy(users_max=9, attempts_min=9), CLOSED
+    for seconds in (0, 1_800)[::order]:
+        now = Now(T + seconds * US_PER_S, T)
+        record = settle_global(record, policy, "failure", user=b"u", attempt_id="a", generation=0, now=now)
+    width_us = 300 * US_PER_S
+    at_us = T + 1_800 * US_PER_S
+    assert record.ended == ((at_us - at_us % width_us, 1, 1),)
+    assert [at for _, at in record.failing] == [at_us]
 
 
 def test_a_lowered_budget_tells_when_it_has_room() -> None:
@@ -243,7 +283,7 @@ def test_the_budget_remembers_a_minute_and_no_more() -> None:
     record = UNSPENT
     for second in range(1_000):
         record = spent(record, Now(T + second * US_PER_S, T))
-        assert len(record.wall) == min(second + 1, 61)
+        assert len(record.wall) == min(second + 1, 121)
 
 
 @pytest.mark.parametrize("base", ["event", "wall"])
