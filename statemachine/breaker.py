@@ -350,7 +350,7 @@ def counted(  # noqa: PLR0913 - what is counted, and where
     oldest_us = now_us - (SLOTS + 1) * width_us
     at_us = now_us if slot_us is None else slot_us
     begin_us = at_us - at_us % width_us
-    if slot_us is None and slots and slots[-1][0] == begin_us and slots[0][0] > oldest_us:  # as nearly always, and quicker
+    if slot_us is None and slots and slots[-1][0] == begin_us:  # as nearly always, and quicker
         return (*slots[:-1], (begin_us, slots[-1][1] + ended, slots[-1][2] + failed))
     found = {begin: (before, bad) for begin, before, bad in slots if begin > oldest_us}
     before, bad = found.get(begin_us, (0, 0))
