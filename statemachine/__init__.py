@@ -3,7 +3,7 @@
 Start with `Store.open`, `ResetManager` and `Processor`; ARCHITECTURE.md tells how they fit together.
 """
 
-from statemachine.breaker import BreakerPolicy
+from statemachine.breaker import BreakerPolicy, GlobalBreakerPolicy
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
     BreakerOpen,
@@ -52,6 +52,7 @@ __all__ = [
     "Estimator",
     "EstimatorState",
     "FixTheInput",
+    "GlobalBreakerPolicy",
     "Ids",
     "InvalidInput",
     "InvalidTransition",

@@ -104,13 +104,26 @@ def _drop_records(draft: Draft, key: bytes) -> set[bytes]:
             dropped.add(at)
     for at in dropped:
         draft.delete(at)
-    common = record(Breaker, keys.GLOBAL_BREAKER, draft.expect(keys.GLOBAL_BREAKER))
-    if common is not None:
-        mark = xxhash.xxh3_64_intdigest(key)
-        failing = tuple(entry for entry in common.failing if entry[0] != mark)
-        if failing != common.failing:
-            draft.put(keys.GLOBAL_BREAKER, codec.pack(msgspec.structs.replace(common, failing=failing)))
+    _drop_mark(draft, key)
     return dropped
+
+
+def _drop_mark(draft: Draft, key: bytes) -> None:
+    """Take the user's mark out of the global breaker, which is expected to stand only where the mark is in it.
+
+    Any reset of anybody changes that breaker.  One of this user changes the user's own records too, and those are expected.
+    """
+    stored = draft.get(keys.GLOBAL_BREAKER)
+    common = record(Breaker, keys.GLOBAL_BREAKER, stored)
+    if common is None:
+        return
+    mark = xxhash.xxh3_64_intdigest(key)
+    failing = tuple(entry for entry in common.failing if entry[0] != mark)
+    failing_event = tuple(entry for entry in common.failing_event if entry[0] != mark)
+    if (failing, failing_event) != (common.failing, common.failing_event):
+        draft.expect_as(keys.GLOBAL_BREAKER, stored)
+        left = msgspec.structs.replace(common, failing=failing, failing_event=failing_event)
+        draft.put(keys.GLOBAL_BREAKER, codec.pack(left))
 
 
 def _ranges(key: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -157,8 +157,9 @@ class _Shadow:
         """Raise BreakerOpen where one of them would not simply admit the attempt; leases no probe, changes nothing."""
         tx = self._tx
         self._generation = self._draft.breaker(user_key(tx.user)).generation
-        for scope, key, suspect in (("user", user_key(tx.user), self._suspect()), ("global", b"", None)):
-            found = breaker.admit(self._draft.breaker(key), context.breaker, tx.now, key.decode(), suspect)
+        for scope, key, policy, suspect in (("user", user_key(tx.user), context.breaker, self._suspect()),
+                                            ("global", b"", context.global_breaker, None)):
+            found = breaker.admit(self._draft.breaker(key), policy, tx.now, key.decode(), suspect)
             if found.verdict != "admit":
                 reason = found.reason or found.verdict
                 message = f"the {scope} circuit breaker does not simply admit it ({reason}), and a shadow takes no probe"

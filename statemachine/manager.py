@@ -11,7 +11,20 @@ import msgspec
 
 from statemachine import codec
 from statemachine.audit import Row, act, require_said
-from statemachine.breaker import CLOSED, Breaker, BreakerPolicy, Forced, Now, admit, forced, let_go
+from statemachine.breaker import (
+    CLOSED,
+    COUNT_MAX,
+    Breaker,
+    BreakerPolicy,
+    Budget,
+    Forced,
+    GlobalBreakerPolicy,
+    Now,
+    admit,
+    checked,
+    forced,
+    let_go,
+)
 from statemachine.clock import iso, to_us
 from statemachine.errors import (
     BreakerOpen,
@@ -98,19 +111,28 @@ class CheckedFilter:
 class ResetManager:
     """The door to resets.  Safe to share between threads; every call is an attempt of its own.
 
-    `policy` says when and how, `breaker` when attempts are refused; with `live=True` attempts fire the real machine's
-    triggers instead of the table compiled from it.  `rollout` decides for which users decided resets are carried out, instead
-    of the one in the store.
+    `policy` says when and how, `breaker` when a user's attempts are refused and `global_breaker` when everybody's are.
+    `resets_per_minute` is the budget: so many resets of all users together are committed within any minute, by all managers
+    of the store that have a budget, and the others are refused (None, the default: as many as come).  First resets
+    ("initial") and restores are neither refused by it nor counted.  A stream is counted by its own event time.
+    `rollout` decides for which users decided resets are carried out, instead of the one in the store.
+
+    With `live=True` attempts fire the real machine's triggers instead of the table compiled from it.  Raises InvalidInput
+    for a budget that is not a whole number of at least 1.
     """
 
-    def __init__(
-        self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None, live: bool = False,
+    def __init__(  # noqa: PLR0913 - each is a setting of its own
+        self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None,
+        global_breaker: GlobalBreakerPolicy | None = None, resets_per_minute: int | None = None, live: bool = False,
         rollout: Rollout | RolloutProvider | None = None,
     ) -> None:
+        if resets_per_minute is not None:
+            checked("resets_per_minute", resets_per_minute, 1, COUNT_MAX)
         self.store = store
         self.policy = policy or ResetPolicy()
         self.filter = CheckedFilter(store.estimator, store.validator)
-        self.context = Context(store, self.policy, breaker or BreakerPolicy(), live)
+        self.context = Context(store, self.policy, breaker or BreakerPolicy(), live, global_breaker or GlobalBreakerPolicy(),
+                               resets_per_minute)
         self.gate = Gate(store, rollout)
 
     def transaction(  # noqa: PLR0913 - each is recorded
@@ -205,6 +227,10 @@ class ResetManager:
         """The circuit breaker of a user, or with None the global one, as it is stored."""
         return Draft(self.store.engine).stored_breaker(b"" if user is None else user_key(user))
 
+    def budget(self) -> Budget:
+        """What was taken of late from the budget of resets a minute, as it is stored; `breaker.resets_counted` adds it up."""
+        return Draft(self.store.engine).budget()
+
     def force_breaker(self, user: str | None, mode: Forced, *, reason: str, actor: str) -> Breaker:
         """Put a user's breaker, or with None the global one, under the operator's word until `release_breaker`.
 
@@ -213,7 +239,10 @@ class ResetManager:
         return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
 
     def release_breaker(self, user: str | None, *, reason: str, actor: str) -> Breaker:
-        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited."""
+        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited.
+
+        With None what was taken from the budget of resets is forgotten too, also where it cannot be read.
+        """
         return self._set_breaker(user, "breaker.released", let_go, reason, actor)
 
     def _set_breaker(
@@ -231,6 +260,8 @@ class ResetManager:
             details = {"scope": "global" if user is None else "user", "from": before.mode, "to": after.mode,
                        "generation": after.generation}
             draft.put(key, codec.pack(after))
+            if user is None and event == "breaker.released":
+                draft.delete(keys.BUDGET)
             draft.entries.append(act(event, store.ids.attempt_id(), actor=actor, reason=reason, at_us=store.clock.now_us(),
                                      user=user or "", kind="breaker", details=details))
             try:
@@ -321,8 +352,8 @@ class ResetManager:
 
     def would_probe(self, draft: Draft, user: bytes, now: Now) -> bool:
         """Whether an attempt on the user would now be a breaker's one probe."""
-        names = ((user, user.decode()), (b"", ""))
-        return any(admit(draft.breaker(key), self.context.breaker, now, name).verdict == "probe" for key, name in names)
+        own = admit(draft.breaker(user), self.context.breaker, now, user.decode())
+        return "probe" in (own.verdict, admit(draft.breaker(b""), self.context.global_breaker, now, "").verdict)
 
     def _plan(self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any) -> Plan:
         user = user_key(incoming.measurement.user)

@@ -97,4 +97,4 @@ def _user(store: Store, user: str) -> dict[str, Any]:
 
 def _breaker(value: Breaker | None) -> tuple[Any, ...]:
     breaker = value or Breaker()
-    return breaker.mode, breaker.failures, breaker.openings, breaker.opened_us
+    return breaker.mode, breaker.failures, breaker.openings, breaker.opened_us, breaker.successes, breaker.ended_event

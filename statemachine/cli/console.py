@@ -53,6 +53,7 @@ PIPE_CLOSED: Final = 141
 ROWS_A_TABLE_MAX: Final = 500
 GAP_CHARS: Final = 2
 NOTHING: Final = "-"
+GLOBAL: Final = "(global)"
 USERS_COMPARED_MAX: Final = 10_000
 _JOINERS: Final = frozenset("\u200c\u200d")  # between the parts of an emoji, or of words in some scripts
 

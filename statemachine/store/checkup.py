@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from statemachine import codec
-from statemachine.breaker import Breaker
+from statemachine.breaker import Breaker, Budget
 from statemachine.clock import iso
 from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
 from statemachine.rollout import Rollout
@@ -144,8 +144,8 @@ class Checkup:
             elif kind == keys.UNREADABLE:
                 codec.unpack(Unreadable, content)
                 self.kept += 1
-            elif kind == keys.GLOBAL_BREAKER:
-                codec.unpack(Breaker, content)
+            elif kind in (keys.GLOBAL_BREAKER, keys.BUDGET):
+                codec.unpack(Breaker if kind == keys.GLOBAL_BREAKER else Budget, content)
             elif kind == keys.ROLLOUT:
                 codec.unpack(Rollout, content)
 
@@ -385,6 +385,7 @@ def _named(key: bytes) -> str:
         "the global breaker", keys.CHAIN: "the end of the audit log", keys.META: "the store's own record", keys.OWNER:
         f"owner {number}", keys.PIN: f"the before-image of user {_text(key[2:])!r}", keys.UNREADABLE:
         f"an unreadable row of source {number}", keys.ROLLOUT: "the rollout, which so counts as off,",
+        keys.BUDGET: "the budget of resets a minute",
     }
     return named.get(key[:2], f"the record at {key!r}")
 

@@ -13,7 +13,19 @@ import msgspec
 
 from statemachine import codec
 from statemachine.audit import Entry
-from statemachine.breaker import CLOSED, Breaker, BreakerPolicy, Now, Result, settle, settle_global
+from statemachine.breaker import (
+    CLOSED,
+    UNSPENT,
+    Breaker,
+    BreakerPolicy,
+    Budget,
+    GlobalBreakerPolicy,
+    Now,
+    Result,
+    settle,
+    settle_global,
+    spent,
+)
 from statemachine.errors import StoreCorrupt
 from statemachine.store import keys
 from statemachine.store.engine import Engine
@@ -21,11 +33,14 @@ from statemachine.store.records import Aside, Head, Identity, Pin
 
 T = TypeVar("T")
 
-MissReason = Literal["conflict", "breaker"]
+MissReason = Literal["conflict", "breaker", "global breaker", "budget"]
 
 
 class BreakerEvent(NamedTuple):
-    """How an attempt ended, for its user's breaker and for the global one; computed anew inside the commit."""
+    """How an attempt ended, for its user's breaker and for the global one; computed anew inside the commit.
+
+    `resets_per_minute`: the budget that a success is taken from, None where none is in force or the attempt is exempt.
+    """
 
     user: bytes
     policy: BreakerPolicy
@@ -35,16 +50,23 @@ class BreakerEvent(NamedTuple):
     global_generation: int
     now: Now
     suspect: tuple[str, int] | None = None
+    global_policy: GlobalBreakerPolicy = GlobalBreakerPolicy()
+    resets_per_minute: int | None = None
 
     def on_user(self, record: Breaker) -> Breaker:
         """The user's breaker after this event."""
         return settle(record, self.policy, self.result, attempt_id=self.attempt_id, generation=self.generation,
-                      now=self.now, suspect=self.suspect)
+                      now=self.now, suspect=self.suspect, name=self.user.decode())
 
     def on_global(self, record: Breaker) -> Breaker:
         """The global breaker after this event."""
-        return settle_global(record, self.policy, self.result, user=self.user, attempt_id=self.attempt_id,
+        return settle_global(record, self.global_policy, self.result, user=self.user, attempt_id=self.attempt_id,
                              generation=self.global_generation, now=self.now)
+
+    @property
+    def spends(self) -> bool:
+        """Whether this end is taken from a budget."""
+        return self.resets_per_minute is not None and self.result == "success"
 
 
 class Miss(NamedTuple):
@@ -70,6 +92,7 @@ class Draft:
         self.dropped: list[Callable[[], None]] = []
         self._identities: dict[bytes, dict[bytes, bytes]] = {}
         self._breakers: dict[bytes, Breaker] = {}
+        self._budget: Budget | None = None
 
     def committed(self) -> None:
         """The draft is durable: the attempts in it are told, so that their marks are released."""
@@ -198,6 +221,14 @@ class Draft:
         after = event.on_user(self.breaker(event.user)), event.on_global(self.breaker(b""))
         self.events.append(event)
         self._breakers[event.user], self._breakers[b""] = after
+        if event.spends:
+            self._budget = spent(self.budget(), event.now)
+
+    def budget(self) -> Budget:
+        """What was taken from the budget of resets, with this draft's own events applied."""
+        if self._budget is not None:
+            return self._budget
+        return record(Budget, keys.BUDGET, self._engine.get(keys.BUDGET)) or UNSPENT
 
 
 def newest_version(engine: Engine, user: bytes) -> int:

@@ -12,6 +12,7 @@ VERSION_MAX: Final = 2**64 - 1
 _INSTANT_OFFSET: Final = 2**63
 
 AUDIT: Final = b"\0a"
+BUDGET: Final = b"\0b"
 CURSOR: Final = b"\0c"
 GLOBAL_BREAKER: Final = b"\0g"
 CHAIN: Final = b"\0h"

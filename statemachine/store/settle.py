@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from statemachine.breaker import BreakerPolicy, Now
 from statemachine.errors import StoreCorrupt
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from statemachine.marks import Mark
     from statemachine.store.committer import Committer
     from statemachine.store.engine import Engine
+
+ANY_POLICY: Final = BreakerPolicy()
+"""What died, or only waited, opens no breaker by any policy."""
 
 
 def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path) -> int:
@@ -56,7 +59,7 @@ def _settle(draft: Draft, mark: Mark, clock: Clock) -> int:
     wall_us = clock.now_us()
     with contextlib.suppress(StoreCorrupt):  # a breaker that cannot be read stops its own user, not the opening (INV-11)
         draft.add_event(BreakerEvent(
-            user_key(mark.user), BreakerPolicy(), "died" if mark.state == RUNNING else "void", mark.attempt_id,
+            user_key(mark.user), ANY_POLICY, "died" if mark.state == RUNNING else "void", mark.attempt_id,
             mark.generation, mark.generation, Now(mark.at_us, wall_us), (mark.suspect, mark.base_version),
         ))
     return int(mark.state != ENDED)

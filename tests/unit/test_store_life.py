@@ -236,7 +236,7 @@ def test_owners_and_leased_probes_of_the_old_store_are_let_go(path: Path) -> Non
         draft_of = [store.engine.get(key) for key in (keys.breaker(b"u"), keys.GLOBAL_BREAKER)]
         breakers = [codec.unpack(Breaker, codec.unseal(key, value or b""))
                     for key, value in zip((keys.breaker(b"u"), keys.GLOBAL_BREAKER), draft_of, strict=True)]
-        assert [(b.mode, b.cooled, b.probe) for b in breakers] == [("open", True, "")] * 2
+        assert [(b.mode, b.probe, b.probe_owner) for b in breakers] == [("half-open", "", 0)] * 2
     with opened(restored.path) as store:  # the next attempt may probe at once
         assert ResetManager(store).perform_reset("u", **BY).outcome == "committed"
 
