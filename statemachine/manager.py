@@ -35,7 +35,7 @@ from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
-RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery"})
+RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
 
 
 class Incoming(msgspec.Struct, frozen=True, gc=False):

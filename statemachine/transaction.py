@@ -40,7 +40,7 @@ from statemachine.validation import Violation
 
 REASON_CHARS_MAX: Final = 500
 TRACE_CHARS_MAX: Final = 64
-EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
+EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored", "rebuild": "state.rebuilt"}
 
 
 class Checkpoint(NamedTuple):
