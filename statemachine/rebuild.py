@@ -216,19 +216,28 @@ def _stands(store: Store, found: Replay, state: Any, standing: Standing) -> bool
 def _placed(found: Replay, decided: Standing) -> Standing:
     """The standing with its version numbers as the user's own log has them.
 
-    A number of the scratch log stands where the user's log has the same version there; else the pin names the version that
-    stood before the rebuild, which is where `restore --last-known-good` should lead, and the probation the rebuild itself.
+    Where the head has the same pin or probation, its number stands; where the user's log has the same version under the
+    scratch log's number, that one.  Else the pin names the version that stood before the rebuild, which is where `restore
+    --last-known-good` should lead, and the probation the rebuild itself.
     """
-    pin, probation = decided.pin, decided.probation
+    pin, probation, own = decided.pin, decided.probation, found.standing
     if pin is not None and pin.version:
         passed = found.passed.get(pin.version)
-        if passed is None or passed.state != pin.state:
+        if own is not None and own.pin is not None and own.pin.version and own.pin.state == pin.state:
+            pin = msgspec.structs.replace(pin, version=own.pin.version)
+        elif passed is None or passed.state != pin.state:
             pin = msgspec.structs.replace(pin, version=max(found.last, 1))
     if probation is not None:
         made = found.passed.get(probation.version)
-        if made is None or (made.kind, made.at_us) != (probation.kind, probation.since_us):
+        if own is not None and own.probation is not None and _began_alike(own.probation, probation):
+            probation = msgspec.structs.replace(probation, version=own.probation.version)
+        elif made is None or (made.kind, made.at_us) != (probation.kind, probation.since_us):
             probation = msgspec.structs.replace(probation, version=found.last + 1)
     return decided._replace(pin=pin, probation=probation)
+
+
+def _began_alike(one: Probation, other: Probation) -> bool:
+    return (one.since_us, one.kind) == (other.since_us, other.kind)
 
 
 def _details(store: Store, sources: Sequence[Source], done: Rebuilt) -> dict[str, Any]:

@@ -202,6 +202,8 @@ def _tell(told: Told) -> None:
                     f"{name} decided anew is what stands, bit for bit, and every measurement stays where it is")
         console.say("nothing was written")
         return
+    if log.found != "equal":
+        console.say(f"the head of {name} is {log.found}; its log has versions {log.first} to {log.last}, {len(log.damage)} damaged")
     before = f"version {done.base_version}" if done.before is not None else "nothing"
     dry = done.version is None
     print_differences(differences(done.before, done.after), before, "would be" if dry else f"version {done.version}")

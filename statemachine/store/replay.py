@@ -179,7 +179,7 @@ class _Fold:
             else:
                 self._step(version, content, begins=begins)
         except StoreCorrupt as error:
-            self.damage.append((version, str(error)))
+            self.damage.append((version, str(error).removeprefix(f"the record at key {key!r} ")))
             self.state = None
 
     def _step(self, version: int, content: bytes, *, begins: bool) -> None:
