@@ -203,7 +203,8 @@ def _tell(told: Told) -> None:
         console.say("nothing was written")
         return
     if log.found != "equal":
-        console.say(f"the head of {name} is {log.found}; its log has versions {log.first} to {log.last}, {len(log.damage)} damaged")
+        console.say(f"the head of {name} is {log.found}; the log has versions {log.first} to {log.last}, "
+                    f"{len(log.damage)} of them damaged")
     before = f"version {done.base_version}" if done.before is not None else "nothing"
     dry = done.version is None
     print_differences(differences(done.before, done.after), before, "would be" if dry else f"version {done.version}")

@@ -16,13 +16,12 @@ from statemachine.processor import SourceRow
 from statemachine.rebuild import Source, rebuild, rebuild_from
 from statemachine.store import keys
 from statemachine.store.records import Head, Unreadable
-from tests.regression.scene import raw, records
+from tests.regression.scene import BY, raw, records
 
 SAMPLE = Path(__file__).parents[2] / "statemachine" / "cli" / "sample.csv"
 EXPORT = Path(__file__).parents[3] / "shared" / "data" / "healthkit_weight.csv"
 PRESENT_US = 1_788_220_800_000_000  # 2026-09-01, after the last true reading of either file
 USERS = ("ada", "ben", "cleo", "dev", "eli", "fay", "gus", "hana")
-BY = {"actor": "ops@example.org", "reason": "a test"}
 FILES = {"sample": (SAMPLE, Options(), USERS), "real": (EXPORT, Options(user="me"), ("me",))}
 
 Given = tuple[list[Source], list[tuple[int, SourceRow]]]
@@ -82,7 +81,8 @@ def wrecked(path: Path, user: str) -> None:
     key = user.encode()
     with raw(path) as txn, txn.cursor() as cursor:
         cursor.set_range(key + b"\0")
-        for at, value in [(at, value) for at, value in cursor if at.startswith(key + b"\0")]:
+        found = [(bytes(at), bytes(value)) for at, value in cursor]
+        for at, value in found[: [at.startswith(key + b"\0") for at, _ in [*found, (b"", b"")]].index(False)]:
             if at.startswith((keys.versions(key), keys.head(key))):
                 txn.put(at, value[:-1] + bytes((value[-1] ^ 0xFF,)))
             elif at.startswith((keys.identities(key), keys.aside(key))):

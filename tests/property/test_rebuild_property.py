@@ -34,7 +34,8 @@ ACTS = st.tuples(st.sampled_from(["reset", "restore", "by hand"]), st.sampled_fr
 HISTORIES = st.lists(st.one_of(NEAR, NEAR, NEAR, SURPRISES), min_size=1, max_size=40)
 TAMPERED = st.lists(st.one_of(NEAR, NEAR, SURPRISES, ACTS), min_size=2, max_size=24)
 AFTERWARDS = st.lists(st.one_of(NEAR, SURPRISES), min_size=3, max_size=10)
-FEW = settings(phases=(Phase.explicit, Phase.reuse, Phase.generate), max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(phases=(Phase.explicit, Phase.reuse, Phase.generate), max_examples=60, deadline=None,
+               suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture
@@ -105,7 +106,8 @@ def stands(store: Store) -> tuple[Any, ...]:
     head, draft = store.head(USER), store.draft()
     assert head is not None
     pin, probation = draft.pin(key), head.probation
-    found = [(at, record(Identity, at, value)) for at, value in store.engine.scan(keys.identities(key), keys.after(keys.identities(key)))]
+    prefix = keys.identities(key)
+    found = [(at, record(Identity, at, value)) for at, value in store.engine.scan(prefix, keys.after(prefix))]
     places = [(at, kept.disposition, kept.values, kept.r, kept.reason) for at, kept in found if kept is not None]
     return (head.state, head.run_since_us, head.reset_us, None if pin is None else (bool(pin.version), pin.state),
             None if probation is None else (probation.since_us, probation.accepted, probation.kind), places)
