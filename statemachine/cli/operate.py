@@ -132,8 +132,11 @@ def reset(  # noqa: PLR0913 - one parameter an option of the command
 def run(  # noqa: PLR0913 - what the commands share
     directory: Path, user: str | None, users: str | list[str] | None, resume: Path | None, asked: Asked, act: str,
     one: Callable[[ResetManager, str], Told], tell: Callable[[Told], None], *, json: bool, everyone: bool = False,
-) -> None:
-    """Act on USER and tell how it went, or on each of a list (with `everyone`, all there are) and say a line of each."""
+) -> Told | None:
+    """Act on USER and tell how it went, or on each of a list (with `everyone`, all there are) and say a line of each.
+
+    What was done to USER, None of a list; raises typer.Exit where any of a list failed.
+    """
     if sum((user is not None, users is not None, everyone)) != 1:
         message = "give USER, or --users FILE, not both" if user is not None else "give USER, or --users FILE"
         raise InvalidInput(message)
@@ -151,12 +154,13 @@ def run(  # noqa: PLR0913 - what the commands share
                 batch.run(store, list(store.users()) if names is None else names, journal,
                           lambda name: one(manager, name).document(),
                           lambda name, version: _happened(store, name, version, asked), json=json)
-            return
+            return None
         told = one(manager, user)
         if json:
             console.print_json(told.document())
         else:
             tell(told)
+        return told
 
 
 def _happened(store: Store, user: str, version: int, asked: Asked) -> bool:

@@ -96,7 +96,9 @@ def rebuild(  # noqa: PLR0913 - one parameter an option of the command
             def replayed(manager: ResetManager, name: str) -> Told:
                 return _by_replay(manager, name, asked, alone=user is not None)
 
-            operate.run(store, user, users, resume, asked, "rebuild", replayed, _tell, json=json, everyone=everyone)
+            told = operate.run(store, user, users, resume, asked, "rebuild", replayed, _tell, json=json, everyone=everyone)
+            if told is not None and told.done.outcome == "damaged":
+                raise typer.Exit(console.FINDINGS)
             return
         listed = batch.listed(users) if users is not None and user is None and not everyone else None
         if user is None:
@@ -193,7 +195,7 @@ def _tell(told: Told) -> None:
     log, name = done.log, repr(done.user)
     if done.outcome == "damaged":
         console.say(damage_told(done))
-        raise typer.Exit(console.FINDINGS)
+        return
     if done.rows:
         _tell_rows(done)
     if done.outcome == "unchanged":
