@@ -80,8 +80,8 @@ def rebuild(  # noqa: PLR0913 - one parameter an option of the command
 ) -> None:
     """Replay a user's log and hold the head against it, or decide the user anew from files; what differs is committed.
 
-    A replay writes nothing where the head is what the log gives, bit for bit. Where the log itself is damaged it says which
-    versions, writes nothing and ends with 1.
+    A replay writes nothing where the head is what the log gives, bit for bit.
+    Where the log itself is damaged, it names the versions, writes nothing and ends with 1.
 
     Example: resetguard rebuild u1 --from weights.csv --store ./state --actor ops@example.org --reason "log damaged"
     """

@@ -13,6 +13,7 @@ import pytest
 from statemachine import (
     BodyWeight,
     BreakerOpen,
+    BreakerPolicy,
     ConflictError,
     InvalidInput,
     Measurement,
@@ -484,6 +485,42 @@ def test_measurement_read_while_the_user_was_unreadable_counts_once(path: Path) 
         assert Processor(ResetManager(store)).process(weighed("ana", 7, 80.2)).status == "accepted"
 
 
+def test_row_of_a_file_that_could_not_be_read_stays_whatever_it_says(path: Path) -> None:
+    """Its text may look like a measurement's; it was never read as one, and is none."""
+    first = weighed("ana", 0, 80.0)
+    text = Unreadable(2, f"{first.at.isoformat()} {first.value} {first.unit} {first.source}", "no weight", "ana")
+    feed(path, course(3))
+    with opened(path) as store:
+        feed_file(store, [(0, SourceRow(0, None, text))])
+        from_file(store, [*course(3), weighed("ana", 3, 80.1)])
+        assert [kept.disposition for kept in store.quarantine("ana")] == ["unreadable"]
+
+
+def test_text_that_is_damaged_or_no_instant_is_passed_over(path: Path) -> None:
+    feed(path, course(5))
+    tear(path, keys.head(ANA), *(keys.version(ANA, number) for number in range(1, 6)))
+    with opened(path) as store:
+        processor = Processor(ResetManager(store))
+        for day in (5, 6):
+            assert processor.process(weighed("ana", day, 80.3)).status == "quarantined"
+        one, other = (at for at, _ in store.engine.scan(keys.UNREADABLE, keys.after(keys.UNREADABLE)))
+    tear(path, one)
+    sealed(path, other, Unreadable(0, "yesterday 80.3 kg scale", "no instant", "ana"))
+    with opened(path) as store:
+        done = from_file(store, [*course(5), weighed("ana", 5, 80.3), weighed("ana", 6, 80.3)])
+        assert done.moved == {("new", "accepted"): 2}
+        assert {at for at, _ in store.engine.scan(keys.UNREADABLE, keys.after(keys.UNREADABLE))} == {one, other}
+
+
+def test_image_names_only_so_many_measurements(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that named them all might outgrow the limit of a record, and could not be read back once compressed."""
+    monkeypatch.setattr(module, "ADMITTED_NAMED_MAX", 3)
+    feed(path, course(5))
+    with opened(path) as store:
+        from_file(store, [*course(5), weighed("ana", 5, 80.1)])
+        assert list(store.history("ana"))[-1].admitted == 3
+
+
 def test_rows_of_others_kept_as_text_stay(path: Path) -> None:
     feed(path, [*course(5), weighed("bob", 0, 90.0)])
     other = weighed("bob", 5, 80.3)
@@ -556,6 +593,23 @@ def test_the_managers_own_policy_decides(path: Path) -> None:
         done = rebuild_from(manager, "ana", FILE, rows_of(measurements), **ACTED)
         assert done.moved == {("held", "accepted"): 1}
         assert store.kept_count("ana") == 0
+
+
+def test_the_managers_own_breaker_decides(path: Path) -> None:
+    """Where more failures are allowed, the first good measurement after three bad ones begins the user, as version 1."""
+    measurements = [*(weighed("ana", day / 1e3, 5_000.0) for day in range(3)), weighed("ana", 0.01, 80.0)]
+    feed(path, measurements)
+    with opened(path) as store:
+        assert store.version_range("ana") == (0, 0)
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=100))
+        manager.release_breaker("ana", **BY)
+        with pytest.raises(InvalidInput, match="give no state"):
+            from_file(store, measurements)
+        done = rebuild_from(manager, "ana", FILE, rows_of(measurements), **ACTED)
+        assert (done.outcome, done.before, done.base_version, done.version) == ("committed", None, 0, 1)
+        assert done.moved == {("held", "accepted"): 1}
+        assert (store.kept_count("ana"), len(identities(store))) == (3, 4)
+        assert sound(store)
 
 
 def test_the_stores_own_rules_decide(path: Path) -> None:
