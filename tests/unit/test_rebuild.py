@@ -689,6 +689,28 @@ def test_pin_leads_back_to_what_stood_before_it(path: Path) -> None:
         assert (probation.kind, probation.accepted, probation.version) == ("gap", 1, base + 1)
 
 
+@pytest.mark.parametrize("reset_again", [False, True])
+def test_numbers_of_the_scratch_log_are_not_taken_for_the_users_own(path: Path, reset_again: bool) -> None:
+    """An operator's version before the gap moved all numbers after it by one: the user's log has other versions there."""
+    measurements = [*course(20), *course(2, first=80)]
+    feed(path, measurements[:10])
+    with opened(path) as store:
+        ResetManager(store).perform_reset("ana", **BY)
+    feed(path, measurements[10:])
+    with opened(path) as store:
+        manager = ResetManager(store)
+        assert next(info.version for info in store.history("ana") if info.kind == "gap") == 22
+        if reset_again:
+            manager.perform_reset("ana", **BY)
+        done = from_file(store, measurements)
+        assert manager.last_known_good("ana") == done.base_version == 23 + reset_again
+        probation = head_of(store).probation
+        assert probation is not None
+        assert probation.kind == "gap"
+        assert probation.version == (done.version if reset_again else 22)
+        assert from_file(store, measurements).outcome == "unchanged"
+
+
 def test_user_of_whom_only_what_is_kept_aside_is_left_begins_anew(path: Path) -> None:
     """With head and log gone there is no number to go on from: it is version 1."""
     feed(path, [*course(5), weighed("ana", 5, 120.0)])
