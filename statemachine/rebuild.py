@@ -176,7 +176,7 @@ def rebuild_from(  # noqa: PLR0913 - each is recorded
     before = _before(store, found)
     same = Rebuilt("unchanged", user, found, found.last, None, None, before, decided.state, decided.rows, dict(changes.moved),
                    changes.restated, changes.left_out, changes.not_in_files)
-    if found.whole and found.found == "equal" and not changes and _stands(store, found, decided.state, standing):
+    if found.found == "equal" and not changes and _stands(store, found, decided.state, standing):
         return same
     attempt = Attempt(user, KIND, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)
     tx = _Rebuilding(manager, attempt, found, before, decided.state, standing, changes)
@@ -495,6 +495,9 @@ class _Rebuilding(ResetTransaction):
 
 
 def damage_told(done: Rebuilt) -> str:
-    """Why the log does not give the state, and what does, as a sentence."""
-    return (f"the log of {done.user!r} is damaged ({versions_of(done.log.damage)}) and nothing was written: `recover` walks back "
-            "to the newest version that reads, `rebuild --from FILE` decides the state anew from the files it was made of")
+    """What is wrong with the log and what to do about it, as a sentence."""
+    told = f"the log of {done.user!r} is damaged ({versions_of(done.log.damage)}) and nothing was written: "
+    if done.log.found == "equal":
+        return told + "the head is what the versions since then give, bit for bit, and only those before cannot be read"
+    return (told + "`recover` walks back to the newest version that reads, `rebuild --from FILE` decides the state anew from the "
+            "files it was made of")

@@ -30,7 +30,7 @@ from statemachine import (
     Violation,
 )
 from statemachine import rebuild as module
-from statemachine.codec import pack, seal
+from statemachine.codec import encode_step, pack, seal
 from statemachine.processor import SourceRow
 from statemachine.rebuild import Rebuilt, Source, rebuild, rebuild_from
 from statemachine.state import EstimatorState
@@ -195,6 +195,23 @@ def test_stale_head_gives_way_to_the_newer_log(path: Path) -> None:
         assert Processor(ResetManager(store)).process(course(3, first=6)[1]).status == "duplicate"
 
 
+def test_state_that_goes_back_in_time_leaves_word_of_what_was_seen(path: Path) -> None:
+    """The head knew of a measurement that the log does not have: offered again, it is not taken twice."""
+    feed(path, course(7))
+    with opened(path) as store:
+        ahead = msgspec.structs.replace(head_of(store), version=6)
+        sixth = store.load("ana", 6)
+        assert sixth is not None
+        state = store.estimator.encode(sixth.state)
+    sealed(path, keys.head(ANA), ahead)
+    with raw(path) as txn:
+        txn.delete(keys.version(ANA, 7))
+    with opened(path) as store:
+        done = rebuild(ResetManager(store), "ana", **ACTED)
+        assert (done.outcome, done.version, head_of(store).state) == ("committed", 7, state)
+        assert Processor(ResetManager(store)).process(course(7)[6]).status == "duplicate"
+
+
 def test_log_shorter_than_its_head_is_damaged_and_not_believed(path: Path) -> None:
     feed(path, course(6))
     with raw(path) as txn:
@@ -216,6 +233,7 @@ def test_damaged_log_is_told_and_nothing_written(path: Path, head_too: bool) -> 
         done = rebuild(ResetManager(store), "ana", **ACTED)
         assert (done.outcome, done.log.damage, done.log.unfolded) == ("damaged", ((4, "fails its checksum"),), 5)
         assert "version 4: fails its checksum" in module.damage_told(done)
+        assert "`recover` walks back" in module.damage_told(done)
         assert everything(store) == before
 
 
@@ -369,6 +387,32 @@ def test_operators_reset_is_undone_by_the_file(path: Path) -> None:
             before.state, before.probation, before.run_since_us, before.reset_us)
         assert list(store.history("ana"))[-1].admitted == 10
         assert from_file(store, course(10)).outcome == "unchanged"
+
+
+@pytest.mark.parametrize("damage", ["torn", "altered"])
+def test_file_gives_a_log_that_is_not_to_be_trusted_a_good_end(path: Path, damage: str) -> None:
+    """Though the head is what the file gives, an image of it follows: what comes next can be folded from there."""
+    feed(path, course(10))
+    key = keys.version(ANA, 8)
+    if damage == "torn":
+        tear(path, key)
+    else:
+        with raw(path) as txn:
+            txn.put(key, seal(key, encode_step(Reading(course(8)[7].at_us, (81.0,), 0.15), BodyWeight.kernel)))
+    with opened(path) as store:
+        before = head_of(store).state
+        done = from_file(store, course(10))
+        assert (done.outcome, done.version, done.moved) == ("committed", 11, {})
+        assert head_of(store).state == before
+        assert from_file(store, course(10)).outcome == "unchanged"
+        again = rebuild(ResetManager(store), "ana", **ACTED)
+        assert (again.outcome, again.log.found) == ("damaged" if damage == "torn" else "unchanged", "equal")
+        assert ("only those before cannot be read" in module.damage_told(again)) is (again.log.found == "equal")
+    tear(path, keys.head(ANA))
+    with opened(path) as store:
+        loaded = store.load("ana")
+        assert loaded is not None
+        assert (loaded.head_damaged, store.estimator.encode(loaded.state)) == (True, before)
 
 
 def test_row_of_a_rebuild_from_files_accounts_for_every_measurement(path: Path) -> None:
