@@ -64,7 +64,8 @@ class Rebuilt(NamedTuple):
     does not give the state, and nothing was written: `log.damage` says why).  `before` is the state that stood, None where
     none could be read; `after` the rebuilt one, None where damaged.  `rows` counts what became of the files' rows, and those
     of the user that cannot be read; `moved` the measurements by (disposition before or "new", disposition now); `restated`
-    those whose reason or figures alone changed.
+    those whose reason or figures alone changed; `superseded` the rows that were kept as text while the user could not be read,
+    of measurements that have a record now.
     """
 
     outcome: Literal["unchanged", "committed", "dry_run", "damaged"]
@@ -80,6 +81,7 @@ class Rebuilt(NamedTuple):
     restated: int = 0
     left_out: int = 0
     not_in_files: int = 0
+    superseded: int = 0
 
 
 class Changes(NamedTuple):
@@ -175,7 +177,7 @@ def rebuild_from(  # noqa: PLR0913 - each is recorded
     standing = _placed(found, decided.standing)
     before = _before(store, found)
     same = Rebuilt("unchanged", user, found, found.last, None, None, before, decided.state, decided.rows, dict(changes.moved),
-                   changes.restated, changes.left_out, changes.not_in_files)
+                   changes.restated, changes.left_out, changes.not_in_files, len(superseded))
     if found.found == "equal" and not changes and _stands(store, found, decided.state, standing):
         return same
     attempt = Attempt(user, KIND, reason, actor, "by hand", expect_version=expect_version, dry_run=dry_run)
@@ -246,7 +248,8 @@ def _details(store: Store, sources: Sequence[Source], done: Rebuilt) -> dict[str
     files = [{"name": source.name, "sha256": source.sha256, "source": cursor.source_id if cursor else 0}
              for source in sources for cursor in (cursors[source.key],)]
     return {"by": "files", "files": files, "rows": done.rows, "moved": moves_told(done.moved), "restated": done.restated,
-            "left_out": done.left_out, "not_in_files": done.not_in_files, "log_damaged": len(done.log.damage)}
+            "left_out": done.left_out, "not_in_files": done.not_in_files, "superseded": done.superseded,
+            "log_damaged": len(done.log.damage)}
 
 
 def moves_told(moved: dict[tuple[str, str], int]) -> list[dict[str, Any]]:

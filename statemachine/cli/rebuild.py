@@ -52,7 +52,7 @@ class Told(NamedTuple):
         return {"user": done.user, "outcome": done.outcome, "attempt_id": done.attempt_id, "kind": "rebuild",
                 "base_version": done.base_version, "version": done.version, "log": done.log.told(), "rows": done.rows or None,
                 "moved": moves_told(done.moved), "restated": done.restated, "left_out": done.left_out,
-                "not_in_files": done.not_in_files,
+                "not_in_files": done.not_in_files, "superseded": done.superseded,
                 "fields": [] if done.after is None else differences(done.before, done.after)}
 
 
@@ -223,4 +223,5 @@ def _tell_rows(done: Rebuilt) -> None:
         ("change their place", "; ".join(moves) or "none"),
         *((("left out", f"{done.left_out}, quarantined"),) if done.left_out else ()),
         *((("stay aside", f"{done.not_in_files} that the files do not hold"),) if done.not_in_files else ()),
+        *((("no longer text", f"{done.superseded} rows kept while the user could not be read"),) if done.superseded else ()),
     ), title=done.user)

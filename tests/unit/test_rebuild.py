@@ -523,10 +523,25 @@ def test_measurement_read_while_the_user_was_unreadable_counts_once(path: Path) 
         assert processor.process(weighed("ana", 6, 80.4)).status == "quarantined"
         assert [kept.disposition for kept in store.quarantine("ana")] == ["unreadable"] * 2
         done = from_file(store, [*course(5), late])
-        assert done.moved == {("unreadable", "accepted"): 1}
+        assert (done.moved, done.superseded) == ({("unreadable", "accepted"): 1}, 1)
         (left,) = store.quarantine("ana")
         assert "80.4" in left.raw
         assert Processor(ResetManager(store)).process(weighed("ana", 7, 80.2)).status == "accepted"
+
+
+def test_text_of_a_measurement_that_has_its_record_goes_by_itself(path: Path) -> None:
+    """It came again while the user could not be read, and nothing else is to be changed."""
+    feed(path, course(5))
+    torn = keys.head(ANA), *(keys.version(ANA, number) for number in range(1, 6))
+    tear(path, *torn)
+    with opened(path) as store:
+        assert Processor(ResetManager(store)).process(course(5)[2]).status == "quarantined"
+    tear(path, *torn)  # the same bits once more: the disk is well again
+    with opened(path) as store:
+        assert rebuild(ResetManager(store), "ana", **ACTED).outcome == "unchanged"
+        done = from_file(store, course(5))
+        assert (done.outcome, done.moved, done.restated, done.superseded) == ("committed", {}, 0, 1)
+        assert list(store.quarantine("ana")) == []
 
 
 def test_row_of_a_file_that_could_not_be_read_stays_whatever_it_says(path: Path) -> None:
