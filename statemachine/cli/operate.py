@@ -13,7 +13,8 @@ from statemachine.cli.instants import instant_us
 from statemachine.clock import from_us
 from statemachine.errors import ConflictError, InvalidInput, StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.manager import ResetManager
-from statemachine.state import Measurement
+from statemachine.state import Measurement, user_key
+from statemachine.store import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +134,7 @@ def run(  # noqa: PLR0913 - what the commands share
     directory: Path, user: str | None, users: str | list[str] | None, resume: Path | None, asked: Asked, act: str,
     one: Callable[[ResetManager, str], Told], tell: Callable[[Told], None], *, json: bool, everyone: bool = False,
 ) -> Told | None:
-    """Act on USER and tell how it went, or on each of a list (with `everyone`, all there are) and say a line of each.
+    """Act on USER and tell how it went, or on each of a list (with `everyone`, all who have a state) and say a line of each.
 
     What was done to USER, None of a list; raises typer.Exit where any of a list failed.
     """
@@ -151,7 +152,7 @@ def run(  # noqa: PLR0913 - what the commands share
         manager = ResetManager(store)
         if user is None:
             with batch.Journal(resume, act) as journal:
-                batch.run(store, list(store.users()) if names is None else names, journal,
+                batch.run(store, _with_a_state(store) if names is None else names, journal,
                           lambda name: one(manager, name).document(),
                           lambda name, version: _happened(store, name, version, asked), json=json)
             return None
@@ -161,6 +162,12 @@ def run(  # noqa: PLR0913 - what the commands share
         else:
             tell(told)
         return told
+
+
+def _with_a_state(store: Store) -> list[str]:
+    """Every user of whom a state was ever stored, readable or not; of others there are only measurements kept aside."""
+    return [user for user in store.users()
+            if store.version_range(user)[1] or store.engine.get(keys.head(user_key(user))) is not None]
 
 
 def _happened(store: Store, user: str, version: int, asked: Asked) -> bool:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from statemachine import Store
 from statemachine.cli import app
 from statemachine.store import keys
-from tests.regression.scene import tear
+from tests.regression.scene import raw, tear
 
 BY = ["--actor", "ops@example.org", "--reason", "log damaged"]
 USERS = ("ana", "bob", "cid")
@@ -162,6 +162,18 @@ def test_list_of_users_stops_at_none_and_says_who_failed(path: Path, file: Path,
 def test_all_replays_every_user(path: Path) -> None:
     told = run(path, "--all")
     assert [(one["user"], one["outcome"]) for one in told] == [(user, "unchanged") for user in USERS]
+
+
+def test_all_passes_over_who_has_no_state_and_not_over_a_lost_log(path: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child.csv"
+    child.write_text("user_id,timestamp,weight,unit,source\ndot,2024-01-01T07:00:00Z,11.0,kg,scale\n")
+    invoked("process", str(child), "--store", str(path), code=1)
+    with raw(path) as txn:
+        for number in range(1, 13):
+            txn.delete(keys.version(b"bob", number))
+    told = run(path, "--all", code=1)
+    assert [(one["user"], one["outcome"]) for one in told] == [("ana", "unchanged"), ("bob", "failed"), ("cid", "unchanged")]
+    assert "missing from the log" in told[1]["error"]
 
 
 def test_rows_that_name_no_user_are_his_where_it_is_said(tmp_path: Path) -> None:

@@ -780,6 +780,9 @@ def test_user_of_whom_only_what_is_kept_aside_is_left_begins_anew(path: Path) ->
         done = from_file(store, [*course(5), weighed("ana", 5, 120.0)])
         assert (done.outcome, done.base_version, done.version, done.before) == ("committed", 0, 1, None)
         assert isinstance(done.after, EstimatorState)
+        row = store.inspect(done.attempt_id or "")
+        assert row is not None
+        assert row.personal.delta_x == (done.after.kalman.x0, done.after.kalman.x1)
         assert store.version_range("ana") == (1, 1)
         assert sound(store)
 
