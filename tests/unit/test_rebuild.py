@@ -386,6 +386,7 @@ def test_operators_reset_is_undone_by_the_file(path: Path) -> None:
         assert (after.state, after.probation, after.run_since_us, after.reset_us) == (
             before.state, before.probation, before.run_since_us, before.reset_us)
         assert list(store.history("ana"))[-1].admitted == 10
+        assert store.engine.get(keys.pin(ANA)) is None
         assert from_file(store, course(10)).outcome == "unchanged"
 
 
