@@ -802,3 +802,9 @@ def test_head_alone_is_no_log(path: Path) -> None:
 
 def test_clock_of_these_tests_is_after_their_measurements() -> None:
     assert StillClock().now_us() > weighed("ana", 100, 80.0).at_us
+
+
+def test_kind_of_a_rebuild_is_the_logs_own(path: Path) -> None:
+    feed(path, course(2))
+    with opened(path) as store, pytest.raises(InvalidInput, match="the kind 'rebuild' is the log's own"):
+        ResetManager(store).transaction("ana", kind="rebuild", **BY)
