@@ -51,7 +51,7 @@ from statemachine.sweep import Sweep, SweepReport, Told, sweep
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
-RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery"})
+RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
 
 
 class Incoming(msgspec.Struct, frozen=True, gc=False):
@@ -114,7 +114,7 @@ class ResetManager:
     `policy` says when and how, `breaker` when a user's attempts are refused and `global_breaker` when everybody's are.
     `resets_per_minute` is the budget: so many resets of all users together are committed within any minute, by all managers
     of the store that have a budget, and the others are refused (None, the default: as many as come).  First resets
-    ("initial") and restores are neither refused by it nor counted.  A stream is counted by its own event time.
+    ("initial"), restores and rebuilds are neither refused by it nor counted.  A stream is counted by its own event time.
     `rollout` decides for which users decided resets are carried out, instead of the one in the store.
 
     With `live=True` attempts fire the real machine's triggers instead of the table compiled from it.  Raises InvalidInput

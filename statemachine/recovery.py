@@ -8,6 +8,7 @@ with the reason, in the same commit.
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from typing import NamedTuple
 
 from statemachine import codec
@@ -122,8 +123,7 @@ def _replace_head(  # noqa: PLR0913 - what the new head is made of
     """The head anew in the draft: as it was where the log is whole, else a new version after the newest number."""
     key, estimator = user_key(good.user), store.estimator
     state_us = estimator.at_us(good.state)
-    images = tuple(v for v, value in log.versions(store.engine.scan, key) if _is_image(keys.version(key, v), value))
-    head = Head(newest, estimator.encode(good.state), good.author, estimator.kernel, images[: log.IMAGES_AT_HAND][::-1],
+    head = Head(newest, estimator.encode(good.state), good.author, estimator.kernel, images_at_hand(store, key),
                 store.version_range(good.user)[0], state_us, state_us, store.validator.fingerprint)
     draft.delete(keys.pin(key))
     if good.version == newest:
@@ -139,6 +139,12 @@ def _replace_head(  # noqa: PLR0913 - what the new head is made of
     after = log.append(draft, estimator, key, head, new, run_since_us=state_us, reset_us=state_us, probation=None,
                        rules=store.validator.fingerprint, versions_max=store.limits.versions_max)
     return after.version, left_out
+
+
+def images_at_hand(store: Store, key: bytes) -> tuple[int, ...]:
+    """The versions of the newest images in a user's log that read, ascending, as a head lists them."""
+    images = (v for v, value in log.versions(store.engine.scan, key) if _is_image(keys.version(key, v), value))
+    return tuple(islice(images, log.IMAGES_AT_HAND))[::-1]
 
 
 def _is_image(key: bytes, value: bytes) -> bool:

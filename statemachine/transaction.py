@@ -40,9 +40,9 @@ from statemachine.validation import Violation
 
 REASON_CHARS_MAX: Final = 500
 TRACE_CHARS_MAX: Final = 64
-EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
-UNBUDGETED: Final = frozenset({"initial", "restore"})
-"""Kinds that no budget limits: a user's first state harms nobody's, and a restore undoes what the budget is there to limit."""
+EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored", "rebuild": "state.rebuilt"}
+UNBUDGETED: Final = frozenset({"initial", "restore", "rebuild"})
+"""Kinds that no budget limits: a first state harms nobody's, a restore or rebuild undoes what the budget is there to limit."""
 SCOPES: Final = {"breaker": ("user", "changed"), "global breaker": ("global", "changed"), "budget": ("budget", "budget")}
 """What a commit that is refused tells, by the reason of its miss: scope and reason of the BreakerOpen."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, rollouts, sweep
+from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, rebuild, rollouts, sweep
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -26,6 +26,7 @@ breakers.register(app)
 life.register(app)
 erasure.register(app)
 operate.register(app)
+rebuild.register(app)
 mend.register(app)
 rollouts.register(app)
 doctor.register(app)

@@ -179,7 +179,7 @@ def run(job: Job, *, quiet: bool = True) -> dict[str, Any]:
     gc.set_threshold(*GC_THRESHOLDS)
     clock = SystemClock()
     began_us = clock.monotonic_us()
-    sources = [(_source_hash(name, job), name) for name in job.files]
+    sources = [(source_hash(name, job), name) for name in job.files]
     hashes = [key for key, _ in sources if key is not None]
     if len(set(hashes)) < len(hashes) or job.files.count(STDIN) > 1:
         message = f"a file is given twice, or two files are the same: {', '.join(job.files)}; give each once"
@@ -212,7 +212,7 @@ def _feed(intake: Intake, tally: Tally, rows: Iterator[tuple[int, Row] | None], 
         intake.flush()
 
 
-def _source_hash(name: str, job: Job) -> bytes | None:
+def source_hash(name: str, job: Job) -> bytes | None:
     """Sixteen bytes from a file's content and from all that changes what its rows mean; None for standard input."""
     if name == STDIN:
         return None

@@ -26,7 +26,7 @@ LAYERS: dict[str, int] = {
     "store": 4, "marks": 4,
     "transaction": 5, "recovery": 5, "erasure": 5, "sweep": 5, "gate": 5,
     "manager": 6, "testing": 6,
-    "processor": 7, "ingest": 7, "requarantine": 7,
+    "processor": 7, "ingest": 7, "requarantine": 7, "rebuild": 7,
     "cli": 8, "__init__": 8,
 }
 PLANNED: set[str] = set()  # entries whose module is not written yet
