@@ -29,7 +29,7 @@ from statemachine.manager import Incoming, ResetManager
 from statemachine.policy import Decision
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys, log
-from statemachine.store.draft import Draft
+from statemachine.store.draft import Draft, record
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, LATE, QUARANTINED, Cursor, Head, Meta, Unreadable
 from statemachine.transaction import ResetResult
@@ -405,9 +405,10 @@ class _Stream:
         return True
 
     def put_cursor(self, draft: Draft) -> None:
-        """The cursor as it will stand, in the draft that carries what it counts."""
+        """The cursor as it will stand, in the draft that carries what it counts; the commit misses where another run moved it."""
         if self.key is not None and self.pending:
-            draft.expect_as(self.key, codec.seal(self.key, codec.pack(self.cursor)))
+            if record(Cursor, self.key, draft.expect(self.key)) != self.cursor:  # the bytes differ between schemas
+                draft.expected[self.key] = b""
             draft.put(self.key, codec.pack(self.advanced()))
 
     def advanced(self) -> Cursor:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate
+from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, upkeep
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -28,6 +28,7 @@ erasure.register(app)
 operate.register(app)
 mend.register(app)
 doctor.register(app)
+upkeep.register(app)
 
 
 def _print_version(asked: bool) -> None:

@@ -23,10 +23,13 @@ import lmdb
 
 from statemachine.clock import Clock
 from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
+from statemachine.store import presence
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
 OWNERS: Final = "owners"
+ANEW: Final = "anew"
+"""Where the data file is made anew, in the store's own directory; there only while that is under way."""
 MANIFEST: Final = "backup.json"
 """Beside the data of a backup: what it was made of, and the digest of its bytes."""
 SCAN_ROWS: Final = 1_000
@@ -144,6 +147,31 @@ def _clear_leftovers(path: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def clear_anew(directory: Path) -> None:
+    """Remove what a making anew cut off by the death of its process left; call only while the store is open, or alone."""
+    if (directory / ANEW).exists():
+        shutil.rmtree(directory / ANEW, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fresh(directory: Path, map_bytes: int) -> Iterator[Callable[[list[tuple[bytes, bytes]]], None]]:
+    """A data file made in an empty directory, filled by calls with records in the order of their keys; durable at the end."""
+    try:
+        env = lmdb.open(str(directory), map_size=map_bytes, subdir=True, mode=0o600, max_dbs=0, sync=False,
+                        lib_version=LMDB_MAJOR)
+        try:
+            def put_all(records: list[tuple[bytes, bytes]]) -> None:
+                with env.begin(write=True) as txn, txn.cursor() as cursor:
+                    cursor.putmulti(records, append=True)
+
+            yield put_all
+            env.sync(True)  # noqa: FBT003
+        finally:
+            env.close()
+    except lmdb.Error as error:
+        raise translated(error, "making anew", directory) from error
+
+
 def lives(process: int) -> bool:
     """Whether a process of that number runs on this machine."""
     try:
@@ -169,7 +197,7 @@ class Engine:
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self, path: Path, *, sync: bool, map_bytes: int, map_bytes_max: int, writer_wait_s_max: float, clock: Clock,
-        opener: Opener = OPENER, readonly: bool = False,
+        opener: Opener = OPENER, readonly: bool = False, alone: bool = False,
     ) -> None:
         self.path = path
         self.clock = clock
@@ -183,7 +211,13 @@ class Engine:
         self._growing = False
         self._closed = False
         self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
-        self._key = self._claim()
+        # Before the data file is looked at, so that nobody can put another one in its place from here on.
+        self._presence: int | None = presence.alone(path) if alone else presence.shared(path, clock, writer_wait_s_max)
+        try:
+            self._key = self._claim()
+        except BaseException:
+            self._leave_directory()
+            raise
         try:
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
         except lmdb.Error as error:
@@ -234,6 +268,16 @@ class Engine:
     def _release(self) -> None:
         with _OPEN_GUARD:
             _OPEN.pop(self._key, None)
+        self._leave_directory()
+
+    def _leave_directory(self) -> None:
+        descriptor, self._presence = self._presence, None
+        if descriptor is None:
+            return
+        if os.getpid() == self._pid:
+            presence.let_go(descriptor)
+        else:
+            os.close(descriptor)  # the lock is the parent's
 
     def _open(self, map_bytes: int) -> lmdb.Environment:
         env: lmdb.Environment = self._settings["opener"](  # type: ignore[operator]
@@ -259,10 +303,11 @@ class Engine:
         self._release()
 
     def forget_in_child(self) -> None:
-        """In a forked child: close the writer's lock, so that the child does not keep a turn that the parent had."""
+        """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
         if self._writer is not None:
             os.close(self._writer)
             self._writer = None
+        self._leave_directory()
 
     def check(self) -> None:
         """Raise StoreUnavailable when the store was closed, or this is a child forked while it was open."""
