@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from statemachine import codec
+from statemachine import codec, retention
 from statemachine.audit import Entry, Personal, Public, context_now
 from statemachine.breaker import Now
 from statemachine.clock import iso
@@ -322,6 +322,7 @@ class Processor:
         except InvalidInput:
             reading = None
         identities.keep_aside(batch.draft, user, key, identities.identity(measurement, reading, origin, disposition, reason))
+        retention.note_limit(batch.draft, user, self.store.limits.quarantined_measurements_max, measurement.at_us)
         before = self.user(batch, name)
         last_us = max(before.last_us, measurement.at_us)
         batch.users[name] = _User(user, before.head, before.state, before.at_us, last_us, ())

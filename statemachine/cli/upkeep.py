@@ -1,4 +1,4 @@
-"""The commands that make a store's file anew: `compact` and `migrate`."""
+"""The commands for a store's long life: `compact` and `migrate`, which make its file anew, and `quarantine prune`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from statemachine import codec
-from statemachine.cli import console
+from statemachine import codec, retention
+from statemachine.cli import console, inspect
+from statemachine.cli.instants import instant_us
+from statemachine.clock import iso
 from statemachine.errors import InvalidInput
 from statemachine.store import compaction
 
@@ -21,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Make the commands here part of `app`."""
     app.command()(compact)
     app.command()(migrate)
+    inspect.quarantine.command("prune")(quarantine_prune)
 
 
 def one_of(directory: Path | None, store: Path | None) -> Path:
@@ -118,3 +121,38 @@ def _print_counts(found: compaction.Migrated, *, dry_run: bool) -> None:
         console.say("nothing was changed; without --dry-run the older records are raised")
     else:
         console.say(f"every record is of schema {codec.SCHEMA} already: nothing {'is' if dry_run else 'was'} to be done")
+
+
+def quarantine_prune(  # noqa: PLR0913 - one parameter an option of the command
+    before: Annotated[str, typer.Option("--before", metavar="TIME", show_default=False, help=(
+        "What is of before this: ISO 8601 (UTC unless it says), a date for its midnight, or 2h, 3d ago."))],
+    actor: console.ActorOption, reason: console.ReasonOption, directory: Directory = None, store: StoreToo = None,
+    user: Annotated[str | None, typer.Option(help="This user alone.", show_default=False)] = None,
+    undated: Annotated[bool, typer.Option("--undated", help=(
+        "Also unreadable rows of streams, of which nobody knows when they came."))] = False,
+    json: console.JsonOption = False,
+) -> None:
+    """Drop the content of what was kept aside long ago: values, sources, reasons. That it was seen, and is known, stays.
+
+    A measurement is as old as its own instant, an unreadable row as the first run over its file. May be stopped and run again.
+
+    Example: resetguard quarantine prune ./state --before 2025-01-01 --actor ops@example.org --reason "kept one year"
+    """
+    with console.command(), console.writing(one_of(directory, store)) as opened:
+        before_us = instant_us(before, opened.clock.now_us())
+        if user is not None:
+            console.require_user(opened, user)
+        done = retention.prune_quarantine(opened, before_us, actor, reason, user=user, undated=undated)
+        if json:
+            console.print_json({"before": iso(before_us), **done._asdict()})
+        elif done.commits:
+            console.print_record((
+                ("pruned", f"{done.measurements} measurements of {done.users} users, {done.unreadable} unreadable rows"),
+                ("of before", iso(before_us)), ("evidence until now", done.held)))
+        else:
+            console.say(f"nothing kept aside of before {iso(before_us)} has any content left")
+        if done.undated:
+            console.say(f"{done.undated} unreadable rows of streams have no age and were left; --undated prunes them too")
+        if done.damaged:
+            console.say(f"{done.damaged} records are damaged and were left; `resetguard doctor` names them")
+            raise typer.Exit(console.FINDINGS)

@@ -64,6 +64,7 @@ class StoreLimits(msgspec.Struct, frozen=True):
 
     A group of measurements is committed at `group_measurements_max`, when its oldest has waited `group_delay_ms` and
     another comes, or when no more come.  Callers in threads share a commit, up to `group_drafts_max`, with no delay.
+    Beyond `quarantined_measurements_max` of a user nothing is lost or refused: it is audited once, and `doctor` warns.
     """
 
     map_bytes: int = 1 << 34
@@ -73,6 +74,7 @@ class StoreLimits(msgspec.Struct, frozen=True):
     group_measurements_max: int = 16_384
     group_delay_ms: int = 2_000
     versions_max: int = log.VERSIONS_MAX
+    quarantined_measurements_max: int = 10_000
 
 
 class Store:
