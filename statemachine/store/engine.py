@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -27,11 +27,14 @@ from statemachine.store import presence
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
+LMDB_LOCK: Final = "lock.mdb"
 OWNERS: Final = "owners"
 ANEW: Final = "anew"
 """Where the data file is made anew, in the store's own directory; there only while that is under way."""
 MANIFEST: Final = "backup.json"
 """Beside the data of a backup: what it was made of, and the digest of its bytes."""
+PARTS: Final = frozenset({DATA, LMDB_LOCK, WRITER_LOCK, OWNERS, MANIFEST})
+"""The names in a store or a backup; anything else in a directory is somebody else's."""
 SCAN_ROWS: Final = 1_000
 LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
@@ -41,6 +44,7 @@ _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
 _OPEN_GUARD: Final = threading.Lock()
+_LEFTOVER: Final = re.compile(r"\..+\.new-([0-9]+)-[0-9]+", re.DOTALL)
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system answers where no more can be written: the disk, the quota or the largest file is reached."""
 
@@ -107,18 +111,27 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
 def placed(path: Path) -> Iterator[Path]:
     """A new directory (0700) aside, which becomes `path` when the block ends: whole, or after a crash or error not at all.
 
-    Whoever fills it syncs its files.  `path` must be absent or an empty directory; OSError where it is not.
+    Whoever fills it syncs its files.  `path` must be absent or an empty directory; OSError where it is not.  What
+    processes that died left beside `path` is removed, whatever it was to become: each may hold a copy of somebody's data.
     """
+    if path.is_mount():
+        message = f"{path} is a mount point, which cannot be replaced by a directory made aside; name a directory in it"
+        raise StoreUnavailable(message)
     aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
     try:
         _make_parents(path.parent)
-        _clear_leftovers(path)
+        for left in leftovers(path.parent):
+            shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(mode=0o700)
-        yield aside
-        fsync(aside)
-        aside.rename(path)
-        fsync(path.parent)
+        held = presence.building(aside)
+        try:
+            yield aside
+            fsync(aside)
+            aside.rename(path)
+            fsync(path.parent)
+        finally:
+            presence.let_go(held)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -139,12 +152,20 @@ def _make_parents(directory: Path) -> None:
         fsync(made.parent)
 
 
-def _clear_leftovers(path: Path) -> None:
-    """Remove what creations cut off by the death of their process left beside `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
-        process = left.name.rsplit("-", 2)[1]
-        if process.isdigit() and not lives(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+def leftovers(directory: Path) -> list[Path]:
+    """What the making of stores and backups, cut off by the death of their processes, left in a directory."""
+    return [left for left in sorted(directory.glob(".*.new-*-*")) if _is_left_over(left)]
+
+
+def _is_left_over(directory: Path) -> bool:
+    """Whether a directory has the name and the contents of one that is filled aside, and nobody is filling it."""
+    named = _LEFTOVER.fullmatch(directory.name)
+    try:
+        if named is None or lives(int(named[1])) or directory.is_symlink():
+            return False
+        return {child.name for child in directory.iterdir()} <= PARTS and presence.is_free(directory)
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        return False
 
 
 def clear_anew(directory: Path) -> None:

@@ -54,6 +54,13 @@ def alone(directory: Path) -> int:
     return descriptor
 
 
+def building(directory: Path) -> int:
+    """As `shared`, for a directory that is not in its place yet: it tells whoever cannot see this process that it lives."""
+    with _kept(directory) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 def let_go(descriptor: int) -> None:
     """End what `shared` or `alone` began, also where a forked child still has the descriptor."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
