@@ -137,6 +137,24 @@ def test_no_byte_of_a_forgotten_user_is_left_in_any_file(path: Path, wanted: dic
         assert Processor(ResetManager(store)).process(weighed("u001", 1, 61.5)).status == "accepted"
 
 
+def test_keys_that_were_bounds_between_pages_are_gone_too(tmp_path: Path) -> None:
+    """LMDB's own compacting copy keeps them, which is why the file is made anew record by record."""
+    where, gone = tmp_path / "store", [f"user-{number:03d}-x" for number in range(0, 300, 3)]
+    with working(where) as (store, _, processor):
+        for number in range(300):
+            processor.process_batch(weighed(f"user-{number:03d}-x", day, 61.5) for day in range(3))
+        for user in gone:
+            erasure.forget(store, user, **SAID)
+        store.engine.copy_to(tmp_path / "copy.mdb")
+    copy = (tmp_path / "copy.mdb").read_bytes()
+    assert [user for user in gone if user.encode() in copy]
+    compact(where, **SAID)
+    data = (where / "data.mdb").read_bytes()
+    assert [user for user in gone if user.encode() in data] == []
+    with opened(where) as store:
+        assert len(list(store.users())) == 200
+
+
 def run(*words: object) -> tuple[int, str, str]:
     found = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "80"})
     assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
