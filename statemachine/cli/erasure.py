@@ -118,30 +118,38 @@ def forget(  # noqa: PLR0913 - one parameter an option of the command
             except UserUnknown:
                 console.require_user(opened, user)
                 raise
-        residue, size = _made_anew(store, actor, reason) if anew else (None, None)
+        trouble, size = _made_anew(store, actor, reason) if anew else (None, None)
         if json:
+            residue = None if trouble is None else trouble.kind
             console.print_json({"user": user, "records": done.records, "rows": done.rows, "unread": done.unread,
                                 "attempt_id": done.attempt_id, "bytes": size, "residue": residue})
         else:
             console.print_record((("forgotten", user), ("records erased", done.records),
                                   ("audit rows without their personal part", done.rows), ("attempt", done.attempt_id)))
         if size is None:
-            console.say(f"the user is in no record any more, but old bytes are still in unused parts of {store / door.DATA}; "
-                        f"`resetguard compact {store}` removes them")
-        if residue is not None:
-            console.say(f"that was tried, and could not be done now: {residue}")
+            _tell_residue(store)
+        if trouble is not None:
+            console.say(f"that was tried, and could not be done now: {trouble}")
         if done.unread:
             console.say(f"{done.unread} unreadable rows are damaged; whether one of them names {user!r} cannot be told")
-        if done.unread or residue is not None:
+        if done.unread or trouble is not None:
             raise typer.Exit(console.FINDINGS)
 
 
-def _made_anew(store: Path, actor: str, reason: str) -> tuple[str | None, int | None]:
+def _made_anew(store: Path, actor: str, reason: str) -> tuple[ResetError | None, int | None]:
     """Why the file could not be made anew, or else its size."""
     try:
         return None, compaction.compact(store, actor, reason).bytes_after
     except ResetError as error:
-        return str(error), None
+        return error, None
+    except KeyboardInterrupt:
+        _tell_residue(store)
+        raise
+
+
+def _tell_residue(store: Path) -> None:
+    console.say(f"the user is in no record any more, but old bytes are still in unused parts of {store / door.DATA}; "
+                f"`resetguard compact {store}` removes them")
 
 
 def _confirm(user: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from statemachine import StoreBusy, StoreUnavailable
@@ -44,6 +45,21 @@ def test_a_lock_that_a_forked_child_inherited_ends_with_the_store(tmp_path: Path
         os.kill(child, signal.SIGKILL)
     """, tmp_path / "store")
     assert said == "alone"
+
+
+def test_letting_go_ends_the_lock_though_a_child_has_its_descriptor(tmp_path: Path) -> None:
+    """As one forked by another thread while a file is made anew, of which the child is not told."""
+    held = presence.alone(tmp_path)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        presence.let_go(held)
+        presence.let_go(presence.alone(tmp_path))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_forked_child_cannot_end_what_its_parent_holds(tmp_path: Path) -> None:

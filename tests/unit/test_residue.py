@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -184,13 +185,25 @@ def test_the_command_says_what_is_left_where_it_is_not_alone_and_how_to_finish(p
     assert line(other) == "open"
     code, out, err = run("forget", ANA, "--store", path, "--yes", "--json", *WORDS)
     assert (code, f"process {other.pid}" in err, "resetguard compact" in err) == (1, True, True)
-    assert "open in process" in json.loads(out)["residue"]
+    assert json.loads(out)["residue"] == "store-busy"
     assert "the id" in seen(path, wanted)
     with opened(path) as store:
         assert not store.knows(ANA)
     answer(other, "go\n")
     assert run("compact", path, *WORDS)[0] == 0
     assert seen(path, wanted) == []
+
+
+def test_an_interrupt_while_the_file_is_made_anew_says_what_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as here:
+        here.setattr(os, "rename", interrupted)
+        code, _, err = run("forget", ANA, "--store", path, "--yes", *WORDS)
+    assert (code, "resetguard compact" in err, (path / "anew").exists()) == (130, True, False)
+    with opened(path) as store:
+        assert not store.knows(ANA)
 
 
 def test_many_are_forgotten_and_the_file_is_made_anew_once(path: Path, wanted: dict[str, bytes]) -> None:
