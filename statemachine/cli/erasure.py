@@ -125,7 +125,9 @@ def forget(  # noqa: PLR0913 - one parameter an option of the command
                                 "attempt_id": done.attempt_id, "bytes": size, "residue": residue})
         else:
             console.print_record((("forgotten", user), ("records erased", done.records),
-                                  ("audit rows without their personal part", done.rows), ("attempt", done.attempt_id)))
+                                  ("audit rows without their personal part", done.rows),
+                                  ("the store's file", "as it was" if size is None else f"made anew, {size:,} bytes"),
+                                  ("attempt", done.attempt_id)))
         if size is None:
             _tell_residue(store)
         if trouble is not None:
