@@ -239,24 +239,27 @@ class Processor:
             if seen is not None:
                 status = "duplicate" if seen.source_id == origin.source_id else "known"
                 return Outcome(status, name, "", None, user.head.version if user.head else 0)
-        if measurement.at_us > batch.present_us:
-            reason = f"from the future: {iso(measurement.at_us)} is after the present, {iso(batch.present_us)}"
-            return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
+        reading: Reading | None = None
         try:
             reading = self.reading(measurement)
+            reason = ""
         except InvalidInput as error:
-            return self._kept(batch, key, measurement, origin, QUARANTINED, str(error))
+            reason = str(error)
+        if measurement.at_us > batch.present_us:
+            reason = f"from the future: {iso(measurement.at_us)} is after the present, {iso(batch.present_us)}"
+        if reason or reading is None:
+            return self._kept(batch, key, measurement, reading, origin, QUARANTINED, reason)
         incoming = Incoming(measurement, key, reading, origin)
         head, state, unfit = user.head, user.state, ""
         if head is not None:
             if reading.at_us <= user.at_us:
                 reason = f"late: not after the last accepted measurement at {iso(user.at_us)}"
-                return self._kept(batch, key, measurement, origin, LATE, reason)
+                return self._kept(batch, key, measurement, reading, origin, LATE, reason)
             if head.rules != self.store.validator.fingerprint:
                 broken = self.store.validator.validate(state)
                 if broken:
                     reason = f"the stored state breaks the rules in force ({broken[0]}); reset or restore the user first"
-                    return self._kept(batch, key, measurement, origin, QUARANTINED, reason)
+                    return self._kept(batch, key, measurement, reading, origin, QUARANTINED, reason)
             nis = self.manager.ordinary(state, head.reset_us, reading, measurement.source)
             if nis is not None:
                 after, unfit = self._stepped(state, reading)
@@ -309,18 +312,15 @@ class Processor:
                                 details={"values": incoming.reading.values})
             batch.draft.entries.append(Entry(public, personal, context_now()))
         state = self.user(batch, incoming.measurement.user).state
-        kept = self._kept(batch, incoming.key, incoming.measurement, incoming.origin, HELD, decision.explain, decision.nis)
+        kept = self._kept(batch, incoming.key, incoming.measurement, incoming.reading, incoming.origin, HELD,
+                          decision.explain, decision.nis)
         return msgspec.structs.replace(kept, adapting=self.store.estimator.adapting(state, incoming.reading.at_us))
 
     def _kept(  # noqa: PLR0913 - the parts of an identity
-        self, batch: _Batch, key: bytes, measurement: Measured, origin: Origin, disposition: int, reason: str,
-        nis: float | None = None, reset: ResetResult | None = None,
+        self, batch: _Batch, key: bytes, measurement: Measured, reading: Reading | None, origin: Origin, disposition: int,
+        reason: str, nis: float | None = None, reset: ResetResult | None = None,
     ) -> Outcome:
         user, name = user_key(measurement.user), measurement.user
-        try:
-            reading = self.reading(measurement)
-        except InvalidInput:
-            reading = None
         identities.keep_aside(batch.draft, user, key, identities.identity(measurement, reading, origin, disposition, reason))
         retention.note_limit(batch.draft, user, self.store.limits.quarantined_measurements_max, measurement.at_us)
         before = self.user(batch, name)
@@ -354,7 +354,8 @@ class Processor:
                 return self._accept(batch, user, incoming, state, decision.nis, reset)
         ended = "" if reset is None else f" was {reset.outcome.replace('_', ' ')}: {reset.error}"
         reason = f"the {decision.kind} reset{ended}"
-        return self._kept(batch, incoming.key, incoming.measurement, incoming.origin, HELD, reason, decision.nis, reset)
+        return self._kept(batch, incoming.key, incoming.measurement, incoming.reading, incoming.origin, HELD, reason,
+                          decision.nis, reset)
 
     def remember(self, batch: _Batch) -> None:
         """Keep the users of a committed batch decoded; the bytes they stand for are compared at their next commit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -72,56 +73,6 @@ def document(user: str | None, record: Breaker) -> dict[str, Any]:
     }
 
 
-@breaker.command("force-open")
-def force_open(  # noqa: PLR0913 - one parameter an option of the command
-    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
-    all_users: GlobalOption = False, json: console.JsonOption = False,
-) -> None:
-    """Refuse every reset of a user, or with --global of everybody, until `breaker release`.
-
-    Example: resetguard breaker force-open --global --store ./state --actor ops@example.org --reason "bad firmware"
-    """
-    _set(store, user, "forced-open", actor, reason, all_users=all_users, json=json)
-
-
-@breaker.command("force-close")
-def force_close(  # noqa: PLR0913 - one parameter an option of the command
-    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
-    all_users: GlobalOption = False, json: console.JsonOption = False,
-) -> None:
-    """Admit every reset and count none of its failures, until `breaker release`.
-
-    Inputs on which the process died stay refused.
-
-    Example: resetguard breaker force-close anna --store ./state --actor ops@example.org --reason "tested by hand"
-    """
-    _set(store, user, "forced-closed", actor, reason, all_users=all_users, json=json)
-
-
-@breaker.command("metrics-only")
-def metrics_only(  # noqa: PLR0913 - one parameter an option of the command
-    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
-    all_users: GlobalOption = False, json: console.JsonOption = False,
-) -> None:
-    """Admit every reset and count its failures, but never open, until `breaker release`.
-
-    Example: resetguard breaker metrics-only anna --store ./state --actor ops@example.org --reason "watching"
-    """
-    _set(store, user, "metrics-only", actor, reason, all_users=all_users, json=json)
-
-
-@breaker.command("release")
-def release(  # noqa: PLR0913 - one parameter an option of the command
-    store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
-    all_users: GlobalOption = False, json: console.JsonOption = False,
-) -> None:
-    """Close a breaker, forced or open: failures, openings and suspicion are forgotten.
-
-    Example: resetguard breaker release anna --store ./state --actor ops@example.org --reason "mended"
-    """
-    _set(store, user, None, actor, reason, all_users=all_users, json=json)
-
-
 def _set(  # noqa: PLR0913 - what the four commands share
     store: Path, user: str | None, mode: Forced | None, actor: str, reason: str, *, all_users: bool, json: bool,
 ) -> None:
@@ -142,3 +93,38 @@ def _set(  # noqa: PLR0913 - what the four commands share
                 console.print_json(now)
             else:
                 console.say(f"the breaker of {GLOBAL if user is None else user} is {now['mode']} now")
+
+
+WORDS: Final[tuple[tuple[str, Forced | None, str], ...]] = (
+    ("force-open", "forced-open", """Refuse every reset of a user, or with --global of everybody, until `breaker release`.
+
+    Example: resetguard breaker force-open --global --store ./state --actor ops@example.org --reason "bad firmware"
+    """),
+    ("force-close", "forced-closed", """Admit every reset and count none of its failures, until `breaker release`.
+
+    Inputs on which the process died stay refused.
+
+    Example: resetguard breaker force-close anna --store ./state --actor ops@example.org --reason "tested by hand"
+    """),
+    ("metrics-only", "metrics-only", """Admit every reset and count its failures, but never open, until `breaker release`.
+
+    Example: resetguard breaker metrics-only anna --store ./state --actor ops@example.org --reason "watching"
+    """),
+    ("release", None, """Close a breaker, forced or open: failures, openings and suspicion are forgotten.
+
+    Example: resetguard breaker release anna --store ./state --actor ops@example.org --reason "mended"
+    """),
+)
+
+
+def _command(name: str, mode: Forced | None, text: str) -> None:
+    @breaker.command(name, help=inspect.cleandoc(text))
+    def command(  # noqa: PLR0913 - one parameter an option of the command
+        store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
+        all_users: GlobalOption = False, json: console.JsonOption = False,
+    ) -> None:
+        _set(store, user, mode, actor, reason, all_users=all_users, json=json)
+
+
+for _name, _mode, _text in WORDS:
+    _command(_name, _mode, _text)
