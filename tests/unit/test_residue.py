@@ -40,8 +40,7 @@ def path(tmp_path: Path) -> Path:
     where = tmp_path / "store"
     estimator = Faulty()
     with working(where, estimator=estimator) as (store, manager, processor):
-        for number in range(300):  # so that the user's keys are bounds between pages
-            processor.process(weighed(f"u{number:03d}", 0, 61.5))
+        processor.process_batch(weighed(f"u{number:03d}", 0, 61.5) for number in range(300))
         for user, kg in (("am", 61.5), (ANA, 83.109375), ("bob", 74.25)):
             processor.process_batch(weighed(user, day, kg + day % 7 / 64) for day in range(120))
             manager.perform_reset(user, **BY)
@@ -142,8 +141,7 @@ def test_keys_that_were_bounds_between_pages_are_gone_too(tmp_path: Path) -> Non
     """LMDB's own compacting copy keeps them, which is why the file is made anew record by record."""
     where, gone = tmp_path / "store", [f"user-{number:03d}-x" for number in range(0, 300, 3)]
     with working(where) as (store, _, processor):
-        for number in range(300):
-            processor.process_batch(weighed(f"user-{number:03d}-x", day, 61.5) for day in range(3))
+        processor.process_batch(weighed(f"user-{number:03d}-x", day, 61.5) for number in range(300) for day in range(3))
         for user in gone:
             erasure.forget(store, user, **SAID)
         store.engine.copy_to(tmp_path / "copy.mdb")
