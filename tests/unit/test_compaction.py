@@ -28,6 +28,7 @@ from statemachine import (
     StoreUnavailable,
     codec,
 )
+from statemachine.breaker import Breaker
 from statemachine.cli import app
 from statemachine.processor import SourceRow
 from statemachine.store import engine as door
@@ -380,6 +381,38 @@ def test_records_that_cannot_be_reached_are_no_reason_to_drop_them(path: Path, m
         assert "can be reached" in str(refused(StoreCorrupt, compact, path, **BY))
 
 
+def test_keys_out_of_order_are_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was put in another's place gives records in a wrong order, which LMDB would not store as they come."""
+    real = door.Engine.scan
+
+    def mixed(self: Any, start: bytes, stop: bytes, **how: Any) -> Any:
+        return reversed(list(real(self, start, stop, **how)))
+
+    with monkeypatch.context() as ill:
+        ill.setattr(door.Engine, "scan", mixed)
+        assert "out of order" in str(refused(StoreCorrupt, compact, path, **BY))
+
+
+def test_who_may_use_the_file_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode that an operator set, and the owner of the file, whoever makes it anew."""
+    (path / "data.mdb").chmod(0o640)
+    given: list[tuple[int, int]] = []
+    here = (path / "data.mdb").stat()
+    monkeypatch.setattr(os, "chown", lambda _, user, group: given.append((user, group)))
+    compact(path, **BY)
+    assert (stat.S_IMODE((path / "data.mdb").stat().st_mode), given) == (0o640, [])
+    real = type(path).stat
+
+    def of_another(self: Path, **how: bool) -> os.stat_result:
+        found = real(self, **how)
+        return os.stat_result((*found[:4], 4711, 4712, *found[6:])) if self == path / "data.mdb" else found
+
+    monkeypatch.setattr(type(path), "stat", of_another)
+    compact(path, **BY)
+    assert given == [(4711, 4712)]
+    assert here.st_uid != 4711
+
+
 def test_what_is_no_store_of_ours_is_refused(path: Path, tmp_path: Path) -> None:
     with opened(path, readonly=True) as store:
         made = backup(store, tmp_path / "b").path
@@ -467,6 +500,16 @@ def test_a_source_begun_under_schema_1_is_gone_on_with(golden: Path) -> None:
             intake.add(0, SourceRow(number, weighed("cid", 1 + number, 70.0)))
         intake.flush()
         assert (intake.known, outcomes) == ([2], ["accepted"])
+
+
+def test_a_breaker_of_schema_1_leases_its_probe(golden: Path) -> None:
+    """It is compared by what it says as well: else its user would be refused for ever."""
+    key = keys.breaker(b"amy")
+    with pytest.MonkeyPatch.context() as earlier, raw(golden) as txn:
+        earlier.setattr(codec, "SCHEMA", 1)
+        txn.put(key, codec.seal(key, codec.pack(Breaker(mode="open", generation=3, openings=1, cooled=True))))
+    with opened(golden) as store:
+        assert ResetManager(store).perform_reset("amy", **BY).outcome == "committed"
 
 
 def test_migrate_raises_every_record_and_counts_them(golden: Path) -> None:
