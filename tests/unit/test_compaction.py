@@ -17,6 +17,7 @@ import zstandard
 from typer.testing import CliRunner
 
 from statemachine import (
+    BreakerOpen,
     InvalidInput,
     Processor,
     ResetManager,
@@ -26,6 +27,7 @@ from statemachine import (
     StoreFull,
     StoreLimits,
     StoreUnavailable,
+    breaker,
     codec,
 )
 from statemachine.breaker import Breaker
@@ -35,7 +37,7 @@ from statemachine.store import engine as door
 from statemachine.store import keys
 from statemachine.store.compaction import compact, migrate, schemas
 from statemachine.store.life import backup
-from statemachine.store.records import Aside, Meta
+from statemachine.store.records import Aside, Meta, Unreadable
 from statemachine.testing import snapshot
 from tests.golden.make_store import file_of
 from tests.regression.scene import BY, Faulty, fill, opened, raw, refused, states, tear, weighed, working
@@ -510,6 +512,42 @@ def test_a_breaker_of_schema_1_leases_its_probe(golden: Path) -> None:
         txn.put(key, codec.seal(key, codec.pack(Breaker(mode="open", generation=3, openings=1, cooled=True))))
     with opened(golden) as store:
         assert ResetManager(store).perform_reset("amy", **BY).outcome == "committed"
+
+
+def test_two_runs_over_one_source_consume_each_row_once(path: Path) -> None:
+    """The second finds that the cursor was moved, though no user of its rows was changed."""
+    with working(path) as (store, _, processor):
+        rows = [SourceRow(number, None, Unreadable(line=number, raw="?", reason="no number")) for number in range(3)]
+        one, other = (processor.intake([(bytes(16), "f")], lambda *_: None) for _ in range(2))
+        one.add(0, rows[0])
+        for row in rows:
+            other.add(0, row)
+        other.flush()
+        one.add(0, rows[1])
+        one.flush()
+        cursor = store.cursor(bytes(16))
+        assert cursor is not None
+        assert (cursor.consumed, cursor.totals, one.known) == (3, {"quarantined": 3, "read": 3}, [2])
+
+
+def test_a_probe_that_another_attempt_leased_meanwhile_is_not_leased_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with opened(path) as store:
+        key, real = keys.breaker(b"u"), breaker.lease
+
+        def put(record: Breaker) -> None:
+            draft = store.draft()
+            draft.put(key, codec.pack(record))
+            store.commit(draft)
+
+        def late(record: Breaker, attempt_id: str, owner: int) -> Breaker:
+            put(real(record, "0" * 32, owner))
+            return real(record, attempt_id, owner)
+
+        put(Breaker(mode="open", generation=3, openings=1, cooled=True))
+        monkeypatch.setattr(breaker, "lease", late)
+        assert refused(BreakerOpen, ResetManager(store).perform_reset, "u", **BY).reason == "probing"
 
 
 def test_migrate_raises_every_record_and_counts_them(golden: Path) -> None:

@@ -174,24 +174,32 @@ def test_pruning_killed_at_any_commit_goes_on_where_it_was(path: Path) -> None:
         sound(store)
 
 
-def test_what_another_changes_meanwhile_is_looked_at_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was dropped and one that was accepted just before the commit are left alone; the count is right."""
+@pytest.mark.parametrize("when", ["draft", "commit"])
+def test_what_another_changes_meanwhile_is_looked_at_again(path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """One that was dropped and one that was accepted after they were found, or just before the commit, are left alone."""
     with opened(path) as store:
-        real, tried = store.commit, []
+        make, commit = store.draft, store.commit
+        calls: list[int] = []
+        real: dict[str, Any] = {"draft": make, "commit": commit}
 
-        def commit(draft: Draft) -> Any:
-            tried.append(1)
-            if len(tried) == 1:
-                other, user = store.draft(), b"amy"
+        def meanwhile() -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                other, user = make(), b"amy"
                 (first, _), (second, kept_second) = other.newest_identities(user, OLD - 2 * DAY_US, OLD, 2)
                 identities.withdraw(other, user, first)
                 identities.move(other, user, second, kept_second, 0)
-                real(other)
-            return real(draft)
+                commit(other)
 
-        monkeypatch.setattr(store, "commit", commit)
+        def late(*given: Draft) -> Any:
+            meanwhile()
+            return real[when](*given)
+
+        monkeypatch.setattr(store, when, late)
         assert prune_quarantine(store, OLD, user="amy", **BY).measurements == 1
-        assert (len(tried), aside(store, "amy").count, aside(store, "amy").pruned) == (2, 3, 1)
+        assert (len(calls), aside(store, "amy").count, aside(store, "amy").pruned) == (2, 3, 1)
+        accepted = [kept for _, kept in make().newest_identities(b"amy", OLD - 2 * DAY_US, OLD, 9)]
+        assert [(kept.disposition, len(kept.values)) for kept in accepted] == [(0, 1)]
 
 
 def test_an_attempt_that_read_the_content_before_it_was_pruned_conflicts(path: Path) -> None:
