@@ -609,6 +609,13 @@ def test_a_store_of_a_newer_schema_is_refused_by_name(path: Path) -> None:
     assert (path / "data.mdb").read_bytes() == before
 
 
+def test_a_damaged_number_of_the_schema_is_damage_and_no_newer_release(path: Path) -> None:
+    with raw(path) as txn:
+        stored = bytes(txn.get(keys.META) or b"")
+        txn.put(keys.META, stored[:1] + bytes((stored[1] ^ 0x40,)) + stored[2:])
+    assert "fails its checksum" in str(refused(StoreCorrupt, opened, path))
+
+
 # The commands
 
 

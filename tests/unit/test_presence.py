@@ -6,7 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from statemachine import StoreBusy, StoreUnavailable
+from statemachine import StoreBusy, StoreForeign, StoreUnavailable
 from statemachine.store import presence
 from tests.regression.scene import StillClock, fill, opened, refused
 from tests.unit.processes import line, ran, started
@@ -55,8 +55,9 @@ def test_letting_go_ends_the_lock_though_a_child_has_its_descriptor(tmp_path: Pa
         signal.pause()
         os._exit(0)
     try:
+        assert not presence.is_free(tmp_path)
         presence.let_go(held)
-        presence.let_go(presence.alone(tmp_path))
+        assert presence.is_free(tmp_path)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -93,8 +94,8 @@ def test_a_store_that_could_not_be_opened_is_not_held(tmp_path: Path) -> None:
     with opened(tmp_path / "store"):
         refused(StoreUnavailable, opened, tmp_path / "store")  # a second time in one process
     (tmp_path / "store" / "data.mdb").write_bytes(bytes(100_000))
-    refused(Exception, opened, tmp_path / "store")
-    presence.let_go(presence.alone(tmp_path / "store"))
+    refused(StoreForeign, opened, tmp_path / "store")
+    assert presence.is_free(tmp_path / "store")
 
 
 def test_where_the_system_tells_nothing_the_others_are_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
