@@ -2,7 +2,11 @@
 
 Frame: magic (1) | schema (1) | flags (1) | zero (1) | length of what follows the frame (4, little-endian) |
 XXH3-64 over key, first eight bytes and content (8).  The key is part of the checksum, so a record that turns up under
-another key, user or version than its own does not verify.
+another key, user or version than its own does not verify.  Every schema keeps the frame, so that a newer one is told
+from damage.
+
+Schema 1: the first.  Schema 2: `Aside` counts what was pruned, at its end; a reader of schema 1 would lose that count.
+What a schema adds stands at the end of its record with a default, so that one reader reads all of `READABLE`.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAGIC: Final = 0xD7
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+READABLE: Final = range(1, SCHEMA + 1)
+"""The schemas that this program reads; it writes the last of them."""
 COMPRESSED: Final = 1
 RECORD_BYTES_MAX: Final = 1 << 24
 _HEAD: Final = struct.Struct("<BBBxI")
@@ -75,8 +81,9 @@ def unseal(key: bytes, record: bytes) -> bytes:
         message = f"the record at key {key!r} fails its checksum"
         raise StoreCorrupt(message)
     _, schema, flags, length = _HEAD.unpack(head)
-    if schema != SCHEMA:
-        message = f"the record at key {key!r} has schema {schema}; this program knows {SCHEMA}: use a newer resetguard"
+    if schema not in READABLE:
+        message = (f"the record at key {key!r} has schema {schema}; this program reads {READABLE[0]} to {READABLE[-1]}: "
+                   "use a newer resetguard")
         raise StoreForeign(message)
     if length != len(content) or flags & ~COMPRESSED:
         message = f"the record at key {key!r} is torn"
@@ -88,6 +95,24 @@ def unseal(key: bytes, record: bytes) -> bytes:
             message = f"the record at key {key!r} does not decompress: {error}"
             raise StoreCorrupt(message) from error
     return content
+
+
+def schema_of(record: bytes) -> int | None:
+    """The schema that a stored record says it has; None where it is not in the frame."""
+    return record[1] if len(record) >= _FRAME_BYTES and record[0] == MAGIC else None
+
+
+def is_sound(key: bytes, record: bytes) -> bool:
+    """Whether the checksum of a framed record is the one of its key and bytes, whatever its schema."""
+    return bool(_SUM.unpack_from(record, 8)[0] == _checksum(key + record[:8] + record[_FRAME_BYTES:]))
+
+
+def raised(key: bytes, record: bytes) -> bytes:
+    """A sound record of an older schema in the frame of the present one, its content as it is."""
+    unseal(key, record)
+    _, _, flags, length = _HEAD.unpack_from(record)
+    head, content = _HEAD.pack(MAGIC, SCHEMA, flags, length), record[_FRAME_BYTES:]
+    return head + _SUM.pack(_checksum(key + head + content)) + content
 
 
 def pack(value: Any) -> bytes:

@@ -8,9 +8,9 @@ in an unreadable row that could not be attributed to the user.
 
 What LMDB keeps: no record names the user, but the data file still holds bytes that no record is made of.  Pages that became
 free, and the unused part of pages in use, keep what they held until LMDB writes them again; and a branch page may keep a key
-of the user (its id, no value) as the bound between two pages.  LMDB's own compacting copy clears the first two and keeps the
-bound; only a file made anew, record by record, is free of all three.  Files of marks that other processes have open, and
-backups, are not reached.
+of the user (its id, no value) as the bound between two pages.  Only a file made anew, record by record, is free of all three:
+`store.compaction.compact` after `forget`, as the command does.  What the disk keeps of a file that was removed, the marks of
+attempts that other processes have under way, and backups are not reached.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class CommitInDoubt(TryLater):
 
 
 class StoreBusy(TryLater):
-    """Another writer held the store for longer than `StoreLimits.writer_wait_s_max`."""
+    """Another writer held the store for longer than `StoreLimits.writer_wait_s_max`, or it is open where it must not be."""
 
     kind = "store-busy"
 

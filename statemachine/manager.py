@@ -305,8 +305,8 @@ class ResetManager:
         """What the policy may know of a user: the state, the held run, and the pin of the reset under probation."""
         if head is None:
             return Situation(None)
-        run = tuple(identities.reading_of(key, user, kept) for key, kept in draft.identities(user, head.run_since_us)
-                    if kept.disposition == HELD and identities.reading_of(key, user, kept).at_us <= before_us)
+        newest = draft.newest_identities(user, head.run_since_us, before_us, self.policy.run_looked_at_max)
+        run = tuple(identities.reading_of(key, user, kept) for key, kept in newest if kept.disposition == HELD)
         pin = draft.pin(user) if head.probation is not None else None
         pin_state = self.store.estimator.decode(pin.state) if pin is not None and pin.version else None
         return Situation(state, run, pin_state, head.reset_us)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, rebuild, rollouts, sweep
+from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate, rebuild, rollouts, sweep, upkeep
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -31,6 +31,7 @@ mend.register(app)
 rollouts.register(app)
 doctor.register(app)
 sweep.register(app)
+upkeep.register(app)
 
 
 def _print_version(asked: bool) -> None:

@@ -64,6 +64,7 @@ class StoreLimits(msgspec.Struct, frozen=True):
 
     A group of measurements is committed at `group_measurements_max`, when its oldest has waited `group_delay_ms` and
     another comes, or when no more come.  Callers in threads share a commit, up to `group_drafts_max`, with no delay.
+    Beyond `quarantined_measurements_max` of a user nothing is lost or refused: it is audited once, and `doctor` warns.
     """
 
     map_bytes: int = 1 << 34
@@ -73,6 +74,7 @@ class StoreLimits(msgspec.Struct, frozen=True):
     group_measurements_max: int = 16_384
     group_delay_ms: int = 2_000
     versions_max: int = log.VERSIONS_MAX
+    quarantined_measurements_max: int = 10_000
 
 
 class Store:
@@ -147,7 +149,9 @@ class Store:
         )
         try:
             engine.lengthen()
-            meta = _checked_meta(engine, estimator)
+            if not readonly:
+                door.clear_anew(directory)  # nobody is making the file anew while this is open
+            meta = checked_meta(engine, estimator)
             return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids)
         except BaseException:
             engine.close()
@@ -493,16 +497,23 @@ def _first_records(estimator: Estimator, clock: Clock, ids: Ids) -> dict[bytes, 
     return {keys.META: codec.seal(keys.META, codec.pack(meta))}
 
 
-def _checked_meta(engine: Engine, estimator: Estimator) -> Meta:
+def checked_meta(engine: Engine, estimator: Estimator) -> Meta:
+    """What the store is; raises StoreForeign unless it is one of ours, of a schema and of states that are known here."""
     stored = engine.get(keys.META)
     if stored is None:
         message = f"{engine.path} is an LMDB environment, but no resetguard store"
+        raise StoreForeign(message)
+    schema = codec.schema_of(stored)
+    if schema is not None and schema > codec.SCHEMA and codec.is_sound(keys.META, stored):
+        message = (f"the store {engine.path} is of schema {schema}, and this program reads {codec.READABLE[0]} to "
+                   f"{codec.READABLE[-1]}: use a newer resetguard, the one that last wrote it or a later one")
         raise StoreForeign(message)
     meta = codec.unpack(Meta, codec.unseal(keys.META, stored))
     here = (estimator.name, estimator.schema, estimator.kernel)
     there = (meta.estimator, meta.estimator_schema, meta.kernel)
     if here != there:
         message = (f"{engine.path} holds states of {there[0]!r} (schema {there[1]}, arithmetic {there[2]}); "
-                   f"it was opened for {here[0]!r} (schema {here[1]}, arithmetic {here[2]})")
+                   f"it was opened for {here[0]!r} (schema {here[1]}, arithmetic {here[2]}); "
+                   "open it with the estimator and the release that wrote it")
         raise StoreForeign(message)
     return meta

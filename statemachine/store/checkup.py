@@ -16,7 +16,7 @@ from statemachine.breaker import Breaker, Budget
 from statemachine.clock import iso
 from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
 from statemachine.rollout import Rollout
-from statemachine.store import keys
+from statemachine.store import identities, keys
 from statemachine.store.engine import rows_of
 from statemachine.store.records import ACCEPTED, DISPOSITIONS, Aside, Cursor, Head, Identity, Image, Meta, Pin, Unreadable
 
@@ -204,7 +204,7 @@ class Checkup:
                 for key, value in rows:
                     if user is None or not key.startswith(user.prefix):
                         suspects.extend(self._suspect(user, txn))
-                        user = _User(_prefix(key), self._store.estimator)
+                        user = _User(_prefix(key), self._store.estimator, self._store.limits.quarantined_measurements_max)
                     user.add(txn.get, key, value)
                 start = rows[-1][0] + b"\0" if len(rows) == CHUNK_ROWS else b""
                 if not start:
@@ -228,7 +228,7 @@ class Checkup:
 
     def _again(self, prefix: bytes) -> list[Finding]:
         """What is wrong about a user as the store is at one moment."""
-        user = _User(prefix, self._store.estimator)
+        user = _User(prefix, self._store.estimator, self._store.limits.quarantined_measurements_max)
         with self._engine.reading() as txn, txn.cursor() as cursor:
             there = cursor.set_range(prefix)
             while there and cursor.key().startswith(prefix):
@@ -240,11 +240,13 @@ class Checkup:
 class _User:
     """One user's records as they stream past in the order of their keys, and what they say together at the end."""
 
-    __slots__ = ("_aside", "_damaged", "_estimator", "_found", "_head", "_head_there", "_identities", "_newest", "_number",
-                 "_oldest_is_image", "kept", "oldest_kept_us", "prefix", "versions")
+    __slots__ = ("_aside", "_damaged", "_estimator", "_found", "_head", "_head_there", "_identities", "_kept_max", "_newest",
+                 "_number", "_oldest_is_image", "kept", "oldest_kept_us", "prefix", "pruned", "versions")
 
-    def __init__(self, prefix: bytes, estimator: Estimator) -> None:
+    def __init__(self, prefix: bytes, estimator: Estimator, kept_max: int) -> None:
         self.prefix = prefix
+        self._kept_max = kept_max
+        self.pruned = 0
         self._estimator = estimator
         self._found: list[Finding] = []
         self._aside: Aside | None = None
@@ -308,10 +310,13 @@ class _User:
 
     def _identity(self, key: bytes, value: bytes) -> None:
         self._identities += 1
-        disposition = _identity(codec.unseal(key, value)).disposition
-        if disposition != ACCEPTED:
-            DISPOSITIONS[disposition]
+        kept = _identity(codec.unseal(key, value))
+        if kept.disposition != ACCEPTED:
+            DISPOSITIONS[kept.disposition]
             self.kept += 1
+            if identities.is_pruned(kept):
+                self.pruned += 1
+                return
             at_us = keys.instant_of(key, self.prefix[:-1])
             if self.oldest_kept_us is None:
                 self.oldest_kept_us = at_us  # identities lie in the order of their instants
@@ -328,6 +333,13 @@ class _User:
         aside = self._aside.count if self._aside is not None else 0
         if not self._damaged and aside != self.kept:
             self._tell("kept aside", f"the count of what is kept aside says {aside}, and {self.kept} are there", _REPORT)
+        pruned = self._aside.pruned if self._aside is not None else 0
+        if not self._damaged and pruned != self.pruned:
+            self._tell("kept aside", f"the count of what was pruned says {pruned}, and {self.pruned} are there", _REPORT)
+        if self.kept - self.pruned > self._kept_max:
+            self._found.append(Finding("kept aside", "warning", self._subject(), (
+                f"{self.kept - self.pruned} measurements are kept aside, more than {self._kept_max}"),
+                "look at them with `resetguard quarantine list`; `resetguard quarantine prune` drops their content"))
         if not self._oldest_is_image:
             self._tell("versions", f"version {self._number}, the oldest, is a step with no image before it", _REPORT)
         if head is not None:

@@ -6,7 +6,9 @@ the commit compares them with what is stored then, and applies all of the draft 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -91,6 +93,7 @@ class Draft:
         self.after: list[Callable[[], None]] = []
         self.dropped: list[Callable[[], None]] = []
         self._identities: dict[bytes, dict[bytes, bytes]] = {}
+        self._in_order: dict[bytes, list[bytes]] = {}
         self._breakers: dict[bytes, Breaker] = {}
         self._budget: Budget | None = None
 
@@ -194,7 +197,9 @@ class Draft:
         """Record where a measurement went."""
         own = self._identities.get(user)
         if own is None:
-            own = self._identities[user] = {}
+            own, self._in_order[user] = self._identities.setdefault(user, {}), []
+        if key not in own:
+            insort(self._in_order[user], key)
         own[key] = self.puts[key] = codec.seal(key, codec.pack(identity))
 
     def identities(self, user: bytes, after_us: int) -> list[tuple[bytes, Identity]]:
@@ -205,6 +210,19 @@ class Draft:
         found.update((key, value) for key, value in self._identities.get(user, {}).items() if key >= start)
         puts = self.puts  # one that the draft deletes is not there any more
         return [(key, _decoded(Identity, key, found[key])) for key in sorted(found) if puts.get(key, b"") is not None]
+
+    def newest_identities(self, user: bytes, after_us: int, until_us: int, rows_max: int) -> list[tuple[bytes, Identity]]:
+        """The newest of the user's measurements after one instant and until another, pending ones included, in order.
+
+        At most `rows_max`; the work does not grow with how many more there are.
+        """
+        start, stop = keys.identity(user, after_us + 1, b""), keys.identity(user, until_us + 1, b"")
+        found = dict(islice(self._engine.scan(start, stop, reverse=True), rows_max))
+        pending, own = self._in_order.get(user, []), self._identities.get(user, {})
+        end = bisect_left(pending, stop)
+        found.update((key, own[key]) for key in pending[max(bisect_left(pending, start), end - rows_max):end])
+        puts = self.puts  # one that the draft deletes is not there any more
+        return [(key, _decoded(Identity, key, found[key])) for key in sorted(found)[-rows_max:] if puts.get(key, b"") is not None]
 
     def breaker(self, user: bytes) -> Breaker:
         """The user's breaker, or with b"" the global one, with this draft's own events applied."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -23,12 +23,18 @@ import lmdb
 
 from statemachine.clock import Clock
 from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
+from statemachine.store import presence
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
+LMDB_LOCK: Final = "lock.mdb"
 OWNERS: Final = "owners"
+ANEW: Final = "anew"
+"""Where the data file is made anew, in the store's own directory; there only while that is under way."""
 MANIFEST: Final = "backup.json"
 """Beside the data of a backup: what it was made of, and the digest of its bytes."""
+PARTS: Final = frozenset({DATA, LMDB_LOCK, WRITER_LOCK, OWNERS, MANIFEST})
+"""The names in a store or a backup; anything else in a directory is somebody else's."""
 SCAN_ROWS: Final = 1_000
 LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
@@ -38,6 +44,7 @@ _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
 _OPEN_GUARD: Final = threading.Lock()
+_LEFTOVER: Final = re.compile(r"\..+\.new-([0-9]+)-[0-9]+", re.DOTALL)
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system answers where no more can be written: the disk, the quota or the largest file is reached."""
 
@@ -104,18 +111,27 @@ def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> 
 def placed(path: Path) -> Iterator[Path]:
     """A new directory (0700) aside, which becomes `path` when the block ends: whole, or after a crash or error not at all.
 
-    Whoever fills it syncs its files.  `path` must be absent or an empty directory; OSError where it is not.
+    Whoever fills it syncs its files.  `path` must be absent or an empty directory; OSError where it is not.  What
+    processes that died left beside `path` is removed, whatever it was to become: each may hold a copy of somebody's data.
     """
+    if path.is_mount():
+        message = f"{path} is a mount point, which cannot be replaced by a directory made aside; name a directory in it"
+        raise StoreUnavailable(message)
     aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
     try:
         _make_parents(path.parent)
-        _clear_leftovers(path)
+        for left in leftovers(path.parent):
+            shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(mode=0o700)
-        yield aside
-        fsync(aside)
-        aside.rename(path)
-        fsync(path.parent)
+        held = presence.building(aside)
+        try:
+            yield aside
+            fsync(aside)
+            aside.rename(path)
+            fsync(path.parent)
+        finally:
+            presence.let_go(held)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -136,12 +152,45 @@ def _make_parents(directory: Path) -> None:
         fsync(made.parent)
 
 
-def _clear_leftovers(path: Path) -> None:
-    """Remove what creations cut off by the death of their process left beside `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
-        process = left.name.rsplit("-", 2)[1]
-        if process.isdigit() and not lives(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+def leftovers(directory: Path) -> list[Path]:
+    """What the making of stores and backups, cut off by the death of their processes, left in a directory."""
+    return [left for left in sorted(directory.glob(".*.new-*-*")) if _is_left_over(left)]
+
+
+def _is_left_over(directory: Path) -> bool:
+    """Whether a directory has the name and the contents of one that is filled aside, and nobody is filling it."""
+    named = _LEFTOVER.fullmatch(directory.name)
+    try:
+        if named is None or lives(int(named[1])) or directory.is_symlink():
+            return False
+        return {child.name for child in directory.iterdir()} <= PARTS and presence.is_free(directory)
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        return False
+
+
+def clear_anew(directory: Path) -> None:
+    """Remove what a making anew cut off by the death of its process left; call only while the store is open, or alone."""
+    if (directory / ANEW).exists():
+        shutil.rmtree(directory / ANEW, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fresh(directory: Path, map_bytes: int) -> Iterator[Callable[[list[tuple[bytes, bytes]]], None]]:
+    """A data file made in an empty directory, filled by calls with records in the order of their keys; durable at the end."""
+    try:
+        env = lmdb.open(str(directory), map_size=map_bytes, subdir=True, mode=0o600, max_dbs=0, sync=False,
+                        lib_version=LMDB_MAJOR)
+        try:
+            def put_all(records: list[tuple[bytes, bytes]]) -> None:
+                with env.begin(write=True) as txn, txn.cursor() as cursor:
+                    cursor.putmulti(records, append=True)
+
+            yield put_all
+            env.sync(True)  # noqa: FBT003
+        finally:
+            env.close()
+    except lmdb.Error as error:
+        raise translated(error, "making anew", directory) from error
 
 
 def lives(process: int) -> bool:
@@ -169,7 +218,7 @@ class Engine:
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self, path: Path, *, sync: bool, map_bytes: int, map_bytes_max: int, writer_wait_s_max: float, clock: Clock,
-        opener: Opener = OPENER, readonly: bool = False,
+        opener: Opener = OPENER, readonly: bool = False, alone: bool = False,
     ) -> None:
         self.path = path
         self.clock = clock
@@ -183,7 +232,13 @@ class Engine:
         self._growing = False
         self._closed = False
         self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
-        self._key = self._claim()
+        # Before the data file is looked at, so that nobody can put another one in its place from here on.
+        self._presence: int | None = presence.alone(path) if alone else presence.shared(path, clock, writer_wait_s_max)
+        try:
+            self._key = self._claim()
+        except BaseException:
+            self._leave_directory()
+            raise
         try:
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
         except lmdb.Error as error:
@@ -234,6 +289,16 @@ class Engine:
     def _release(self) -> None:
         with _OPEN_GUARD:
             _OPEN.pop(self._key, None)
+        self._leave_directory()
+
+    def _leave_directory(self) -> None:
+        descriptor, self._presence = self._presence, None
+        if descriptor is None:
+            return
+        if os.getpid() == self._pid:
+            presence.let_go(descriptor)
+        else:
+            os.close(descriptor)  # the lock is the parent's
 
     def _open(self, map_bytes: int) -> lmdb.Environment:
         env: lmdb.Environment = self._settings["opener"](  # type: ignore[operator]
@@ -259,10 +324,11 @@ class Engine:
         self._release()
 
     def forget_in_child(self) -> None:
-        """In a forked child: close the writer's lock, so that the child does not keep a turn that the parent had."""
+        """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
         if self._writer is not None:
             os.close(self._writer)
             self._writer = None
+        self._leave_directory()
 
     def check(self) -> None:
         """Raise StoreUnavailable when the store was closed, or this is a child forked while it was open."""

@@ -26,6 +26,25 @@ SWEPT: Final = b"\0w"
 DAMAGED: Final = b"\0x"
 FIRST_USER: Final = b"\1"
 
+_STORE_WIDE: Final = {
+    AUDIT: "audit row", BUDGET: "budget", CURSOR: "cursor", GLOBAL_BREAKER: "breaker", CHAIN: "audit chain", META: "store", OWNER: "owner",
+    PIN: "pin", UNREADABLE: "unreadable row", ROLLOUT: "rollout", ATTEMPT: "audit index",
+    SWEPT: "note of a sweep", DAMAGED: "damaged head",
+}
+_OF_A_USER: Final = {
+    b"a": "audit index", b"b": "breaker", b"i": "measurement", b"r": "kept aside", b"s": "head", b"v": "version",
+}
+UNFRAMED: Final = frozenset({"audit index", "damaged head"})
+"""The kinds of records without a frame of their own: a number or nothing, and bytes that were moved as they were."""
+
+
+def kind_of(key: bytes) -> str:
+    """What kind of record lies under a key, in a word or two; "other" for a key of no kind known here."""
+    if key[:1] == b"\0":
+        return _STORE_WIDE.get(key[:2], "other")
+    end = key.find(b"\0") + 1
+    return _OF_A_USER.get(key[end:end + 1], "other") if end else "other"
+
 
 def audit(seq: int) -> bytes:
     """The audit row `seq`."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 1 << 20
 MANIFEST_BYTES_MAX: Final = 1 << 16
-LMDB_LOCK: Final = "lock.mdb"
 MAP_BYTES: Final = 1 << 34
 MAP_BYTES_MAX: Final = 1 << 40
 WRITER_WAIT_S_MAX: Final = 30.0
@@ -163,7 +162,7 @@ def _verified(directory: Path, estimator: Estimator) -> tuple[int, str]:
                 raise StoreCorrupt(message)
             return store.audit_tail()
     finally:
-        (directory / LMDB_LOCK).unlink(missing_ok=True)  # nobody else knows this directory yet
+        (directory / door.LMDB_LOCK).unlink(missing_ok=True)  # nobody else knows this directory yet
 
 
 def _sha256(path: Path) -> str:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from statemachine.store import Store
 
-CHECKS: Final = ("marks", "quarantine age", "readers", "map", "disk", "lock file", "modes", "import name", "file system")
+CHECKS: Final = (
+    "marks", "leftovers", "quarantine age", "readers", "map", "disk", "lock file", "modes", "import name", "file system",
+)
 NETWORK: Final = frozenset({
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "lustre",
 })
 """File systems whose memory maps and locks are not coherent between machines."""
-LOCK: Final = "lock.mdb"
 MAP_SHARE_MAX: Final = 0.8
 DISK_SHARE_MIN: Final = 0.1
 READER_COMMITS_MAX: Final = 1_000
@@ -79,8 +80,8 @@ def dead_owners(store: Store) -> Iterator[tuple[str, int]]:
 
 def examine(store: Store) -> Iterator[Finding]:
     """All findings about what the open store lies in; changes nothing, raises nothing for what it finds."""
-    for check, look in (("marks", _marks), ("readers", _readers), ("map", _map), ("disk", _disk), ("lock file", _lock_file),
-                        ("modes", _modes)):
+    for check, look in (("marks", _marks), ("leftovers", _leftovers), ("readers", _readers), ("map", _map), ("disk", _disk),
+                        ("lock file", _lock_file), ("modes", _modes)):
         try:
             yield from look(store)
         except (OSError, ResetError) as error:
@@ -114,6 +115,13 @@ def _marks(store: Store) -> Iterator[Finding]:
     for owner, attempts in dead_owners(store):
         yield Finding("marks", "warning", f"owner {owner}", f"its process is gone, and {attempts} attempts of it are unsettled",
                       "open the store once more: opening settles them")
+
+
+def _leftovers(store: Store) -> Iterator[Finding]:
+    for left in door.leftovers(store.path.parent):
+        yield Finding("leftovers", "warning", str(left),
+                      "a backup or a store that was being made when its process died; it may hold a copy of everybody's data",
+                      "delete it, or make a backup in the same directory: that deletes it")
 
 
 def _readers(store: Store) -> Iterator[Finding]:
@@ -151,8 +159,8 @@ def _disk(store: Store) -> Iterator[Finding]:
 
 
 def _lock_file(store: Store) -> Iterator[Finding]:
-    if not (store.path / LOCK).exists():
-        yield Finding("lock file", "error", str(store.path / LOCK), "it is missing while the store is open",
+    if not (store.path / door.LMDB_LOCK).exists():
+        yield Finding("lock file", "error", str(store.path / door.LMDB_LOCK), "it is missing while the store is open",
                       "stop every process that has the store open, then start them again; never delete it")
 
 
