@@ -3,6 +3,7 @@
 Start with `Store.open`, `ResetManager` and `Processor`; ARCHITECTURE.md tells how they fit together.
 """
 
+from statemachine.alerts import Alert, AlertLimits, Command, Webhook
 from statemachine.breaker import BreakerPolicy
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
@@ -29,7 +30,7 @@ from statemachine.errors import (
 )
 from statemachine.estimator import BODY_WEIGHT, BodyWeight, Estimator, Operation
 from statemachine.machine import Phase
-from statemachine.manager import ResetManager
+from statemachine.manager import Health, ResetManager
 from statemachine.policy import ResetParameters, ResetPolicy
 from statemachine.processor import Outcome, Processor
 from statemachine.state import EstimatorState, Measured, Measurement, Reading
@@ -39,18 +40,22 @@ from statemachine.transaction import Checkpoint, ResetResult, ResetTransaction
 from statemachine.validation import Limits, Rule, StateValidator, Violation, finite_everywhere
 
 __all__ = [
+    "Alert",
+    "AlertLimits",
     "BODY_WEIGHT",
     "BodyWeight",
     "BreakerOpen",
     "BreakerPolicy",
     "Checkpoint",
     "Clock",
+    "Command",
     "CommitInDoubt",
     "ConflictError",
     "ContractBroken",
     "Estimator",
     "EstimatorState",
     "FixTheInput",
+    "Health",
     "Ids",
     "InvalidInput",
     "InvalidTransition",
@@ -86,5 +91,6 @@ __all__ = [
     "UserUnknown",
     "VersionPruned",
     "Violation",
+    "Webhook",
     "finite_everywhere",
 ]

@@ -222,6 +222,7 @@ class Store:
             return
         if self.readonly:
             self.engine.close()
+            self.emitter.close()
             return
         try:
             draft = Draft(self.engine)
@@ -231,8 +232,10 @@ class Store:
         except ResetError:
             self.marks.abandon()  # the next opener settles them
         finally:
-            self.emitter.flush()
-            self.engine.close()
+            try:
+                self.engine.close()
+            finally:
+                self.emitter.close()  # it may wait for a hook: the store is others' by then
 
     def settle_dead(self) -> int:
         """Settle what owners that died since the opening left, as an opening does; how many attempts were interrupted."""
