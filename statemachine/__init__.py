@@ -3,7 +3,7 @@
 Start with `Store.open`, `ResetManager` and `Processor`; ARCHITECTURE.md tells how they fit together.
 """
 
-from statemachine.alerts import Alert, AlertLimits, Command, Webhook
+from statemachine.alerts import Command, Webhook
 from statemachine.breaker import BreakerPolicy
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
@@ -40,8 +40,6 @@ from statemachine.transaction import Checkpoint, ResetResult, ResetTransaction
 from statemachine.validation import Limits, Rule, StateValidator, Violation, finite_everywhere
 
 __all__ = [
-    "Alert",
-    "AlertLimits",
     "BODY_WEIGHT",
     "BodyWeight",
     "BreakerOpen",

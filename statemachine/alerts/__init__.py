@@ -6,11 +6,11 @@ that dies takes what was queued with it.  A hook may also be told twice (its ans
 and the event together name an alert.  `replay` tells hooks again of all that the log holds, from any row on.
 """
 
-from statemachine.alerts.dispatch import AlertCounts, AlertLimits, Alerts, Replayed, broken, replay, tell
+from statemachine.alerts.dispatch import AlertCounts, AlertLimits, Alerts, Replayed, broken, replay, tell, try_hooks
 from statemachine.alerts.hooks import AlertFailed, AlertRefused, Command, Hook, Webhook, named
 from statemachine.alerts.values import Alert
 
 __all__ = [
     "Alert", "AlertCounts", "AlertFailed", "AlertLimits", "AlertRefused", "Alerts", "Command", "Hook", "Replayed", "Webhook",
-    "broken", "named", "replay", "tell",
+    "broken", "named", "replay", "tell", "try_hooks",
 ]

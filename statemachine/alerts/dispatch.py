@@ -258,11 +258,14 @@ class Replayed(NamedTuple):
 
 def replay(store: Store, hooks: Iterable[Hook], from_seq: int, limits: AlertLimits | None = None) -> Iterator[Replayed]:
     """Tell hooks again of every alarming row from `from_seq` on, in order, waiting for each; as `Alerts` tells them."""
+    yield from try_hooks(hooks, (Alert.of(row) for row in store.audit(since_seq=from_seq) if alarming(row)), limits)
+
+
+def try_hooks(hooks: Iterable[Hook], alerts: Iterable[Alert], limits: AlertLimits | None = None) -> Iterator[Replayed]:
+    """Tell hooks of alerts, in order, waiting for each."""
     require_extra("alerting")
     limits = limits or AlertLimits()
     bounded = [_Bounded(_callable(hook), limits.timeout_s) for hook in hooks]
-    for row in store.audit(since_seq=from_seq):
-        if alarming(row):
-            alert = Alert.of(row)
-            for hook in bounded:
-                yield Replayed(alert.seq, alert.event, hook.name, _delivered(hook, alert, limits, threading.Event()))
+    for alert in alerts:
+        for hook in bounded:
+            yield Replayed(alert.seq, alert.event, hook.name, _delivered(hook, alert, limits, threading.Event()))

@@ -94,7 +94,7 @@ class Webhook(msgspec.Struct, frozen=True):
         try:
             url = parse_url(self.url)
         except urllib3.exceptions.HTTPError as error:
-            message = f"the webhook's address is no URL: {error}"
+            message = "the webhook's address is no URL; give http:// or https://, a host, and a path"
             raise InvalidInput(message) from error
         if url.scheme not in ("http", "https") or not url.host or url.auth:
             message = "a webhook's address is http:// or https:// with a host; give credentials as a header"

@@ -22,7 +22,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from statemachine.cli import console
+from statemachine.cli import alerting, console
 from statemachine.cli.summary import summary_tables
 from statemachine.clock import SystemClock
 from statemachine.errors import InvalidInput
@@ -186,7 +186,9 @@ def run(job: Job, *, quiet: bool = True) -> dict[str, Any]:
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         rows, total = _rows(job, stack, quiet=quiet)
+        attach = stack.enter_context(alerting.attached(console.say))
         store = stack.enter_context(Store.open(job.store, durability=job.durability))
+        attach(store)
         tally = Tally(store)
         first_seq = store.audit_tail()[0] + 1
         intake = Processor(ResetManager(store)).intake(sources, tally.outcome)
