@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,9 +18,10 @@ REASONS: Final = {
     "state.unrecoverable": "no version of a user's state can be read: restore it from a backup, or rebuild it",
     BROKEN: "the hash chain of the audit log does not verify: keep a copy, and compare with a backup",
 }
-TOLD: Final = ("from", "to", "mode", "generation", "failures", "failing_users", "openings", "cause", "rule", "severity")
+TOLD: Final = ("from", "to", "mode", "generation", "failures", "openings", "reason", "retry_at", "rule", "severity")
 """The names among a row's details that are told: words and numbers of the library's own."""
-WORD_CHARS_MAX: Final = 100
+_WORD: Final = re.compile(r"[\w.:+-]{1,60}")
+"""What is told of a text: one word or instant, never a sentence, which could name somebody."""
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -48,8 +50,8 @@ class Alert(msgspec.Struct, frozen=True):
         """The alert that an audit row is."""
         public, personal = row.public, row.personal
         event, given = public.event, personal.details
-        told = {name: value[:WORD_CHARS_MAX] if isinstance(value, str) else value
-                for name in TOLD if isinstance(value := given.get(name), str | int | float)}
+        told = {name: value for name in TOLD if isinstance(value := given.get(name), int | float)
+                or (isinstance(value, str) and _WORD.fullmatch(value))}
         scope = given.get("scope")
         return cls(
             event, REASONS.get(event, event.replace(".", " ").replace("_", " ")), public.seq, public.store_id, public.written_us,

@@ -35,6 +35,7 @@ from statemachine.store import keys, log
 from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
 from statemachine.store.engine import OPENER, Engine, Opener
+from statemachine.store.intents import INTENTS, Intents
 from statemachine.store.records import (
     ACCEPTED,
     DISPOSITIONS,
@@ -80,12 +81,13 @@ class Store:
 
     def __init__(  # noqa: PLR0913 - use Store.open
         self, engine: Engine, meta: Meta, *, estimator: Estimator, rules: Iterable[Rule], durability: Durability,
-        limits: StoreLimits, clock: Clock, ids: Ids,
+        limits: StoreLimits, clock: Clock, ids: Ids, intents: Intents = "process",
     ) -> None:
         self.engine = engine
         self.estimator = estimator
         self.validator = StateValidator((*estimator.rules, *rules))
         self.durability: Durability = durability
+        self.intents: Intents = intents
         self.limits = limits
         self.clock = clock
         self.ids = ids
@@ -114,13 +116,17 @@ class Store:
     def open(  # noqa: PLR0913 - each is a setting of its own
         cls, path: str | os.PathLike[str], *, estimator: Estimator = BODY_WEIGHT, durability: Durability = "each",
         rules: Iterable[Rule] = (), limits: StoreLimits | None = None, clock: Clock | None = None, ids: Ids | None = None,
-        opener: Opener = OPENER, readonly: bool = False,
+        opener: Opener = OPENER, readonly: bool = False, intents: Intents = "process",
     ) -> Store:
         """Open the store in a directory, creating it (mode 0700) where there is none.
 
         Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
         StoreCorrupt, StoreUnavailable (also on a network file system) or StoreFull, having changed nothing.
+
+        An attempt that begins leaves a mark, from which the next opening writes its row if the process dies.  With `intents`
+        "process" the mark survives the process alone, and costs no sync; "durable" makes each mark a commit of its own, so
+        that the row is there after a power cut too (it cannot be had with durability `process`).
 
         With `readonly` nothing is made, settled or written (but LMDB's own table of readers), and a store that is not
         there is StoreUnavailable; every call that would change something raises StoreUnavailable.  Others may write.
@@ -130,6 +136,10 @@ class Store:
         clock, ids = clock or SystemClock(), ids or SystemIds()
         if durability not in DURABILITIES:
             message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
+            raise InvalidInput(message)
+        if intents not in INTENTS or (intents == "durable" and durability == "process"):
+            message = (f"intents {intents!r} is not one of {', '.join(INTENTS)}" if intents not in INTENTS else
+                       "intents='durable' needs durability 'each' or 'group': with 'process' no commit outlives a power cut")
             raise InvalidInput(message)
         missing = _must_create(directory)
         if readonly and missing:
@@ -148,7 +158,8 @@ class Store:
         try:
             engine.lengthen()
             meta = _checked_meta(engine, estimator)
-            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids)
+            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids,
+                       intents=intents)
         except BaseException:
             engine.close()
             raise

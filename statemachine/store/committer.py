@@ -371,6 +371,7 @@ class _Chain:
         seq = self._seq.to_bytes(8, "big")
         if public.attempt_id:
             txn.put(keys.attempt(public.attempt_id), seq)
+            txn.delete(keys.intent(public.attempt_id))
         if entry.personal.user:
             txn.put(keys.audit_of(user_key(entry.personal.user), self._seq), b"")
         row = Row(public, entry.personal, self._hash, digest)

@@ -15,6 +15,7 @@ AUDIT: Final = b"\0a"
 CURSOR: Final = b"\0c"
 GLOBAL_BREAKER: Final = b"\0g"
 CHAIN: Final = b"\0h"
+INTENT: Final = b"\0i"
 META: Final = b"\0m"
 OWNER: Final = b"\0o"
 PIN: Final = b"\0p"
@@ -52,6 +53,11 @@ def unreadable(source_id: int, row: int) -> bytes:
 def attempt(attempt_id: str) -> bytes:
     """Where the outcome of an attempt stands in the audit log."""
     return ATTEMPT + bytes.fromhex(attempt_id.replace("-", ""))
+
+
+def intent(attempt_id: str) -> bytes:
+    """The mark of an attempt that has begun and has no outcome yet, where it was made durable."""
+    return INTENT + bytes.fromhex(attempt_id.replace("-", ""))
 
 
 def damaged(user: bytes, version: int) -> bytes:

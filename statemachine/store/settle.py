@@ -6,10 +6,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from statemachine.breaker import BreakerPolicy, Now
-from statemachine.errors import StoreCorrupt
+from statemachine.errors import ConflictError, StoreCorrupt
 from statemachine.marks import ENDED, RUNNING, DeadMarks
 from statemachine.state import user_key
-from statemachine.store import keys
+from statemachine.store import intents, keys
 from statemachine.store.draft import BreakerEvent, Draft
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path) -> int:
-    """Settle every file of marks whose owner is gone; how many attempts were settled as interrupted.
+    """Settle every file of marks whose owner is gone, and intents without a file; how many attempts were settled as interrupted.
 
     Idempotent: a crash in the middle leaves the file, and what was written already is found by its attempt id.
     """
@@ -46,7 +46,24 @@ def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path
             dead.leave()
             raise
         dead.remove()
-    return interrupted
+    return interrupted + _settle_intents(engine, committer, clock, owners)
+
+
+def _settle_intents(engine: Engine, committer: Committer, clock: Clock, owners: Path) -> int:
+    """Settle what only intents tell of: the file of marks did not outlive the machine."""
+    while True:
+        draft, interrupted = Draft(engine), 0
+        for key, value, mark in intents.left(engine, owners):
+            draft.expect_as(key, value)
+            draft.delete(key)
+            interrupted += _settle(draft, mark, clock)
+        if not draft:
+            return 0
+        try:
+            committer.commit(draft)
+        except ConflictError:
+            continue  # another process is opening the store too
+        return interrupted
 
 
 def _settle(draft: Draft, mark: Mark, clock: Clock) -> int:

@@ -110,14 +110,15 @@ def test_an_alert_says_what_happened_and_leaves_out_the_person(store: Store) -> 
     hook = Hook()
     row = open_breaker(store)
     manager = ResetManager(store, alerts=[hook])
-    row = open_breaker(store, failures=3)
+    row = open_breaker(store, failures=3, reason="rate", rule="ann was here", retry_at="2027-02-09T08:00:00.5Z")
     flushed(manager)
     alert = hook.told[-1]
     document = alert.document()
     assert document == {
         "event": "breaker.opened", "reason": "a circuit breaker opened: resets are refused until it has cooled down",
         "seq": 2, "store_id": store.store_id, "written_at": "2027-02-09T07:00:00Z", "scope": "user", "kind": "breaker",
-        "attempt_id": row.public.attempt_id, "details": {"generation": 3, "failures": 3}}
+        "attempt_id": row.public.attempt_id,
+        "details": {"generation": 3, "failures": 3, "reason": "rate", "retry_at": "2027-02-09T08:00:00.5Z"}}
     assert "ann" not in json.dumps(document)
     assert "81.25" not in json.dumps(alert.document(include_user=True))
     assert alert.document(include_user=True) == {**document, "user": "ann", "said": BY["reason"], "error": None}
