@@ -36,6 +36,7 @@ from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
 from statemachine.store.engine import OPENER, Engine, Opener
 from statemachine.store.intents import INTENTS, Intents
+from statemachine.store.mending import end_is_lost
 from statemachine.store.records import (
     ACCEPTED,
     DISPOSITIONS,
@@ -106,7 +107,7 @@ class Store:
         )
         _OPEN_STORES.add(self)
         try:
-            self.interrupted = settle_dead(engine, self.committer, clock, self.path / door.OWNERS)
+            self.interrupted = self._settled()
         except BaseException:
             _OPEN_STORES.discard(self)
             self.marks.abandon()  # nothing is in it; the next opener removes it
@@ -163,6 +164,14 @@ class Store:
         except BaseException:
             engine.close()
             raise
+
+    def _settled(self) -> int:
+        try:
+            return settle_dead(self.engine, self.committer, self.clock, self.path / door.OWNERS)
+        except StoreCorrupt:
+            if not end_is_lost(self.engine):
+                raise
+            return 0  # nothing can be committed, so that nothing is lost by it: doctor names it, and recover mends it
 
     def _register(self) -> tuple[int, Marks]:
         """Become an owner: a number never used before, its key in the store, its locked file of marks."""

@@ -28,6 +28,7 @@ from statemachine.errors import (
     ResetError,
     StoreBusy,
     StoreCorrupt,
+    StoreForeign,
     StoreFull,
     StoreUnavailable,
 )
@@ -162,7 +163,7 @@ class Committer:
         if own is None:
             message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
             raise StoreUnavailable(message)
-        chain = _Chain(txn, self)
+        chain = _Chain(txn, self, next((t.draft.audit_end for t in batch if t.draft.audit_end is not None), None))
         for ticket in batch:
             ticket.rows, ticket.error, entries = [], None, ticket.draft.entries
             try:
@@ -345,11 +346,15 @@ def _give_back(txn: lmdb.Transaction[bytes], mark: Mark) -> None:
 class _Chain:
     """The end of the audit log inside one write transaction."""
 
-    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer, found: bytes | None = None) -> None:
         self._txn = txn
         self._committer = committer
-        stored = txn.get(keys.CHAIN)
-        tail = codec.unseal(keys.CHAIN, stored) if stored is not None else bytes(8) + audit.GENESIS
+        try:
+            tail = _tail(txn)
+        except StoreCorrupt:
+            if found is None:
+                raise
+            tail = found
         self._seq = int.from_bytes(tail[:8], "big")
         self._hash = tail[8:CHAIN_BYTES]
         self._appended = False
@@ -385,12 +390,29 @@ class _Chain:
             self._txn.put(keys.CHAIN, codec.seal(keys.CHAIN, self._seq.to_bytes(8, "big") + self._hash))
 
 
+def _tail(txn: lmdb.Transaction[bytes]) -> bytes:
+    """Number and hash of the newest audit row; StoreCorrupt, with the remedy, where the record of it is damaged or gone."""
+    stored = txn.get(keys.CHAIN)
+    if stored is None:
+        with txn.cursor() as cursor:
+            if not (cursor.set_range(keys.AUDIT) and cursor.key() < keys.after(keys.AUDIT)):
+                return bytes(8) + audit.GENESIS
+    try:
+        tail = codec.unseal(keys.CHAIN, stored or b"")
+        if len(tail) == CHAIN_BYTES:
+            return tail
+        why = f"it has {len(tail)} bytes"
+    except (StoreCorrupt, StoreForeign) as error:
+        why = "it is gone" if stored is None else str(error)
+    message = (f"the record of the end of the audit log cannot be read ({why}), and nothing can be committed without it: "
+               "`resetguard recover --actor A --reason R` finds it again from the newest row")
+    raise StoreCorrupt(message)
+
+
 def audit_tail(engine: Engine) -> tuple[int, bytes]:
     """The number of the newest audit row and its hash; (0, zeros) for an empty log."""
-    stored = engine.get(keys.CHAIN)
-    if stored is None:
-        return 0, audit.GENESIS
-    tail = codec.unseal(keys.CHAIN, stored)
+    with engine.reading() as txn:
+        tail = _tail(txn)
     return int.from_bytes(tail[:8], "big"), tail[8:CHAIN_BYTES]
 
 

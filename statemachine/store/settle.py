@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from statemachine.audit import Entry, Personal, Public
 from statemachine.breaker import BreakerPolicy, Now
 from statemachine.errors import ConflictError, StoreCorrupt
-from statemachine.marks import ENDED, RUNNING, DeadMarks
+from statemachine.marks import ASIDE, ENDED, RUNNING, DeadMarks
 from statemachine.state import user_key
 from statemachine.store import intents, keys
 from statemachine.store.draft import BreakerEvent, Draft
@@ -38,6 +39,8 @@ def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path
             draft = Draft(engine)
             for mark in dead.marks():
                 interrupted += _settle(draft, mark, clock)
+            if dead.unread:
+                draft.entries.append(_set_aside(dead, committer, clock))
             if engine.get(keys.owner(int(path.name))) is not None:
                 draft.delete(keys.owner(int(path.name)))
             if draft:
@@ -45,7 +48,10 @@ def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path
         except BaseException:
             dead.leave()
             raise
-        dead.remove()
+        if dead.unread:
+            dead.set_aside()
+        else:
+            dead.remove()
     return interrupted + _settle_intents(engine, committer, clock, owners)
 
 
@@ -64,6 +70,13 @@ def _settle_intents(engine: Engine, committer: Committer, clock: Clock, owners: 
         except ConflictError:
             continue  # another process is opening the store too
         return interrupted
+
+
+def _set_aside(dead: DeadMarks, committer: Committer, clock: Clock) -> Entry:
+    """The row that a file holds marks which cannot be read: of another version, and no reason to stop the opening (INV-11)."""
+    public = Public(event="marks.set_aside", outcome="set_aside", kind="marks", attempt_id=committer.ids.attempt_id())
+    details = {"owner": int(dead.path.name), "slots": dead.unread, "file": dead.path.name + ASIDE}
+    return Entry(public, Personal(at_us=clock.now_us(), trigger="marks that cannot be read", details=details))
 
 
 def _settle(draft: Draft, mark: Mark, clock: Clock) -> int:
