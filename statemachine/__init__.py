@@ -3,6 +3,13 @@
 Start with `Store.open`, `ResetManager` and `Processor`; ARCHITECTURE.md tells how they fit together.
 """
 
+import sys
+
+if sys.platform == "win32":
+    message = ("resetguard does not run on Windows: it needs the locks of POSIX, and what a rename and a sync promise there; use "
+               "Linux, for example under WSL 2, with the store on a disk of its own")
+    raise ImportError(message)
+
 from statemachine.alerts import Command, Webhook
 from statemachine.breaker import BreakerPolicy
 from statemachine.clock import Clock, Ids

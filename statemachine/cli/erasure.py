@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
+    from statemachine.store import Store
+
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.", show_default=False)]
 
 
@@ -43,11 +45,8 @@ def export(
     """
     with console.command(), console.reading(store) as opened:
         records = erasure.export_user(opened, user)
-        try:
-            first = next(records)
-        except UserUnknown:
-            console.require_user(opened, user)  # it names users that look alike
-            raise
+        _require_held(opened, user)
+        first = next(records)
         damaged = count = 0
         with _written(output) as line:
             for record in _again(first, records):
@@ -105,13 +104,10 @@ def forget(  # noqa: PLR0913 - one parameter an option of the command
     Example: resetguard forget u1 --store ./state --actor dpo@example.org --reason "request 17"
     """
     with console.command(), console.writing(store) as opened:
+        _require_held(opened, user)
         if not yes:
             _confirm(user)
-        try:
-            done = erasure.forget(opened, user, actor, reason)
-        except UserUnknown:
-            console.require_user(opened, user)
-            raise
+        done = erasure.forget(opened, user, actor, reason)
         if json:
             console.print_json({"user": user, "records": done.records, "rows": done.rows, "unread": done.unread,
                                 "attempt_id": done.attempt_id})
@@ -121,6 +117,15 @@ def forget(  # noqa: PLR0913 - one parameter an option of the command
         if done.unread:
             console.say(f"{done.unread} unreadable rows are damaged; whether one of them names {user!r} cannot be told")
             raise typer.Exit(console.FINDINGS)
+
+
+def _require_held(store: Store, user: str) -> None:
+    """Raise UserUnknown, naming users that look alike, unless anything is held: nobody is asked about nobody."""
+    try:
+        next(erasure.export_user(store, user))
+    except UserUnknown:
+        console.require_user(store, user)
+        raise
 
 
 def _confirm(user: str) -> None:

@@ -105,10 +105,11 @@ def alike(reason: str) -> str:
 
 
 class Stop:
-    """Ctrl-C (or SIGTERM) asks for an end at the next commit; a second one ends at once."""
+    """Ctrl-C (or SIGTERM) asks for an end `where` the command can stop; a second one ends at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "at the next commit") -> None:
         self.asked = False
+        self._where = where
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -127,7 +128,7 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        console.say("stopping at the next commit; again to stop at once")
+        console.say(f"stopping {self._where}; again to stop at once")
 
 
 def process(  # noqa: PLR0913 - one parameter an option of the command
