@@ -37,7 +37,7 @@ SAID_BYTES_MAX: Final = 500
 ANCHORS: Final = ("user.forgotten", "audit.pruned")
 """The acts that erase personal parts; their rows say of which others (`covered`), and are themselves never erased."""
 ALARMING: Final = frozenset({"breaker.opened", "state.unrecoverable"})
-"""Rows that somebody must be told of; so must any whose details have the severity "alert"."""
+"""Rows that somebody must be told of; so must any whose details have `alert` true."""
 _HEADER_BYTES: Final = 68
 
 
@@ -208,7 +208,7 @@ def covered(row: Row) -> tuple[tuple[int, int], ...]:
 
 def alarming(row: Row) -> bool:
     """Whether somebody must be told of the row."""
-    return row.public.event in ALARMING or row.personal.details.get("severity") == "alert"
+    return row.public.event in ALARMING or row.personal.details.get("alert") is True
 
 
 class Note(NamedTuple):

@@ -18,7 +18,7 @@ REASONS: Final = {
     "state.unrecoverable": "no version of a user's state can be read: restore it from a backup, or rebuild it",
     BROKEN: "the hash chain of the audit log does not verify: keep a copy, and compare with a backup",
 }
-TOLD: Final = ("from", "to", "mode", "generation", "failures", "openings", "reason", "retry_at", "rule", "severity")
+TOLD: Final = ("from", "to", "mode", "generation", "failures", "openings", "reason", "retry_at", "rule", "severity", "version")
 """The names among a row's details that are told: words and numbers of the library's own."""
 _WORD: Final = re.compile(r"[\w.:+-]{1,60}")
 """What is told of a text: one word or instant, never a sentence, which could name somebody."""

@@ -125,8 +125,8 @@ def test_an_alert_says_what_happened_and_leaves_out_the_person(store: Store) -> 
 
 
 @pytest.mark.parametrize(("event", "details", "told"), [
-    ("breaker.opened", {}, True), ("state.unrecoverable", {}, True), ("sweep.found", {"severity": "alert"}, True),
-    ("sweep.found", {"severity": "audit"}, False), ("sweep.found", {}, False), ("breaker.forced", {}, False),
+    ("breaker.opened", {}, True), ("state.unrecoverable", {}, True), ("sweep.found", {"alert": True}, True),
+    ("sweep.found", {"alert": False}, False), ("sweep.found", {}, False), ("breaker.forced", {}, False),
 ])
 def test_only_alarming_rows_are_told(store: Store, event: str, details: dict[str, Any], told: bool) -> None:
     hook = Hook()
