@@ -174,7 +174,7 @@ class _Lane:
     def _run(self) -> None:
         while not (self._ending.is_set() and self._queue.empty()):
             alert = self._queue.get()
-            if alert is None or self._abandoned:
+            if alert is None:
                 return
             error = _delivered(self._hook, alert, self._limits, self._ending)
             with self._state:

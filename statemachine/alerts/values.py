@@ -27,7 +27,8 @@ _WORD: Final = re.compile(r"[\w.:+-]{1,60}")
 class Alert(msgspec.Struct, frozen=True):
     """One thing that somebody must know.
 
-    `seq` is the audit row that says it (for "audit.broken" the first row that does not verify).  `reason` is a sentence of
+    `seq` is the audit row that says it (for "audit.broken" the first row that does not verify), `attempt_id` the attempt that
+    it is of, or that caused it.  `reason` is a sentence of
     the library's own.  `user`, `said` (an operator's reason) and `error` are for hooks in this process; `document` leaves
     them out unless it is asked for them.  Instants are microseconds since 1970 UTC.
     """
@@ -52,11 +53,12 @@ class Alert(msgspec.Struct, frozen=True):
         event, given = public.event, personal.details
         told = {name: value for name in TOLD if isinstance(value := given.get(name), int | float)
                 or (isinstance(value, str) and _WORD.fullmatch(value))}
-        scope = given.get("scope")
+        scope, attempt_id = given.get("scope"), public.attempt_id or given.get("attempt_id")
         return cls(
             event, REASONS.get(event, event.replace(".", " ").replace("_", " ")), public.seq, public.store_id, public.written_us,
             scope=scope if scope in ("user", "global") else "user" if personal.user else "store", kind=public.kind,
-            attempt_id=public.attempt_id, details=told, user=personal.user, said=personal.reason, error=personal.error,
+            attempt_id=attempt_id if isinstance(attempt_id, str) else "", details=told,
+            user=personal.user, said=personal.reason, error=personal.error,
         )
 
     def document(self, *, include_user: bool = False) -> dict[str, Any]:

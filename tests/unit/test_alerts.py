@@ -15,7 +15,7 @@ import structlog
 from statemachine import InvalidInput, Processor, ResetManager, Store, StoreCorrupt, audit
 from statemachine.alerts import Alert, AlertCounts, AlertFailed, AlertLimits, AlertRefused, replay
 from statemachine.alerts.hooks import trying
-from statemachine.store import keys
+from statemachine.store import _OPEN_STORES, keys
 from tests.regression.scene import BY, PRESENT_US, events, fill, opened, raw, tear, weighed
 from tests.unit.processes import answer, ran, started
 
@@ -136,6 +136,18 @@ def test_only_alarming_rows_are_told(store: Store, event: str, details: dict[str
     assert [alert.event for alert in hook.told] == [event] * told
 
 
+def test_an_alert_names_the_attempt_that_caused_it(store: Store) -> None:
+    """A row that is no attempt's own says in its details whose end it was."""
+    hook = Hook()
+    manager = ResetManager(store, alerts=[hook])
+    draft = store.draft()
+    public = audit.Public(event="breaker.opened", outcome="opened", kind="breaker")
+    draft.entries.append(audit.Entry(public, audit.Personal(user="ann", details={"scope": "global", "attempt_id": "a-7"})))
+    store.commit(draft)
+    flushed(manager)
+    assert (hook.told[0].attempt_id, hook.told[0].scope) == ("a-7", "global")
+
+
 def test_resets_and_measurements_are_no_alert(store: Store) -> None:
     hook = Hook()
     manager = ResetManager(store, alerts=[hook])
@@ -192,6 +204,27 @@ def test_a_user_of_whom_nothing_can_be_read_is_an_alert_and_a_row_once(tmp_path:
     with opened(path) as store:
         assert Processor(ResetManager(store)).process(weighed("ann", 4, 80.1)).status == "quarantined"
         assert len(events(store, "ann")) == 3, "another process knows it too"
+
+
+def test_a_user_mended_in_between_is_told_of_again(tmp_path: Path, seen: object) -> None:
+    """The same version lost once more, after it was recovered, is news."""
+    path, names = tmp_path / "store", (keys.head(b"ann"), keys.version(b"ann", 1))
+    fill(path, "ann", [80.0])
+    for _ in range(2):
+        with raw(path) as txn:
+            whole = [bytes(txn.get(name) or b"") for name in names]
+        tear(path, *names)
+        with opened(path) as store, pytest.raises(StoreCorrupt):
+            ResetManager(store).recover("ann")
+        with raw(path) as txn:
+            for name, value in zip(names, whole, strict=True):
+                txn.put(name, value)
+        tear(path, names[0])
+        with opened(path) as store:
+            assert ResetManager(store).recover("ann") is not None
+    with opened(path) as store:
+        assert [e for e, *_ in events(store, "ann")] == [
+            "reset.committed", *["state.unrecoverable", "state.recovered"] * 2]
 
 
 def test_an_audit_log_that_does_not_verify_is_an_alert(tmp_path: Path, seen: object) -> None:
@@ -317,6 +350,24 @@ def test_waits_between_tries_grow_with_a_jitter_up_to_a_limit() -> None:
     assert max(max(waits) for waits in runs) > 2.0, "they grow"
 
 
+def test_a_listener_with_a_bug_fails_no_commit(store: Store) -> None:
+    """What listens to a store beside the shipped dispatcher is no more trusted than a hook."""
+    class Bad:
+        def offer(self, row: audit.Row) -> None:
+            raise ValueError(row)
+
+        def close(self) -> None:
+            pass
+
+    store.emitter.attach(Bad())
+    hook = Hook()
+    manager = ResetManager(store, alerts=[hook])
+    open_breaker(store)
+    assert flushed(manager).delivered == 1
+    assert store.audit_tail()[0] == 1
+    assert store.emitter.dropped == 1
+
+
 # The end
 
 def test_closing_waits_a_bounded_time_and_says_what_was_left(tmp_path: Path, seen: list[MutableMapping[str, Any]]) -> None:
@@ -345,15 +396,54 @@ def test_closing_waits_a_bounded_time_and_says_what_was_left(tmp_path: Path, see
 
 def test_closing_tells_what_is_waiting_without_its_waits(tmp_path: Path, seen: object) -> None:
     """A hook in a long wait between two tries is tried once more at once; nothing that works is lost."""
-    hook = Hook(ValueError("once"))
+    hooks = [Hook(ValueError("once")) for _ in range(8)]
     limits = AlertLimits(tries_max=9, backoff_s=600.0, backoff_s_max=600.0, close_s_max=FLUSH_S)
     with opened(tmp_path / "store") as store:
-        manager = ResetManager(store, alerts=[hook], alert_limits=limits)
+        manager = ResetManager(store, alerts=hooks, alert_limits=limits)
         for _ in range(3):
             open_breaker(store)
     assert manager.alerts is not None
-    assert manager.alerts.counts() == AlertCounts(delivered=3)
-    assert [alert.seq for alert in hook.told] == [1, 2, 3]
+    assert manager.alerts.counts() == AlertCounts(delivered=24)
+    assert [[alert.seq for alert in hook.told] for hook in hooks] == [[1, 2, 3]] * 8
+
+
+def test_closing_tries_a_failing_hook_once_more_and_not_all_its_tries(tmp_path: Path, seen: object) -> None:
+    """Without the waits its tries would be a burst."""
+    hook = Hook(*[ValueError("no")] * 99)
+    limits = AlertLimits(tries_max=50, backoff_s=600.0, backoff_s_max=600.0, close_s_max=FLUSH_S)
+    with opened(tmp_path / "store") as store:
+        manager = ResetManager(store, alerts=[hook], alert_limits=limits)
+        open_breaker(store)
+        while not hook.calls:
+            time.sleep(0.001)
+    assert manager.alerts is not None
+    assert manager.alerts.counts() == AlertCounts(failed=1)
+    assert hook.calls <= 2
+
+
+def lanes() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "resetguard-alerts"}
+
+
+def test_a_queue_that_is_full_at_the_close_is_emptied_and_its_thread_ends(tmp_path: Path, seen: object) -> None:
+    before, hook = lanes(), Hanging()
+    store = opened(tmp_path / "store")
+    manager = ResetManager(store, alerts=[hook], alert_limits=AlertLimits(queue_max=1, timeout_s=30.0, close_s_max=FLUSH_S))
+    open_breaker(store)
+    assert hook.began.wait(FLUSH_S)
+    open_breaker(store)
+    (lane,) = lanes() - before
+    closer = threading.Thread(target=store.close)
+    closer.start()
+    assert manager.alerts is not None
+    while store in _OPEN_STORES:
+        time.sleep(0.001)
+    time.sleep(0.1)
+    hook.free.set()
+    closer.join(FLUSH_S)
+    lane.join(FLUSH_S)
+    assert not lane.is_alive()
+    assert manager.alerts.counts() == AlertCounts(delivered=2)
 
 
 def test_an_alert_after_the_close_is_dropped(tmp_path: Path, seen: object) -> None:
