@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from statemachine import codec
+from statemachine.alerts import AlertCounts, AlertLimits, Alerts, Hook, broken, tell
 from statemachine.audit import Row, act, require_said
 from statemachine.breaker import (
     CLOSED,
@@ -47,6 +48,7 @@ from statemachine.store.draft import record as record_of
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
+from statemachine.store.verification import AuditCheck
 from statemachine.sweep import Sweep, SweepReport, Told, sweep
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
@@ -80,7 +82,7 @@ class Health(NamedTuple):
 
     `global_breaker`: "closed", "open" or "half-open".  `audit_seq`: the newest audit row.  `map_share`: of the largest
     map, 0 to 1.  `marks_waiting`: attempts of this process whose row waits for the next commit.  `events_dropped`: copies
-    of rows that no sink took; the stored log has them, so that they are no reason.
+    of rows that no sink took; the stored log has them, so that they are no reason.  Nor are `alerts`: what became of them.
     """
 
     ok: bool
@@ -90,6 +92,7 @@ class Health(NamedTuple):
     map_share: float = 0.0
     marks_waiting: int = 0
     events_dropped: int = 0
+    alerts: AlertCounts = AlertCounts()
 
 
 class CheckedFilter:
@@ -115,7 +118,9 @@ class ResetManager:
     `resets_per_minute` is the budget: so many resets of all users together are committed within any minute, by all managers
     of the store that have a budget, and the others are refused (None, the default: as many as come).  First resets
     ("initial"), restores and rebuilds are neither refused by it nor counted.  A stream is counted by its own event time.
-    `rollout` decides for which users decided resets are carried out, instead of the one in the store.
+    `rollout` decides for which users decided resets are carried out, instead of the one in the store.  `alerts` are hooks
+    (`Webhook`, `Command`, a callable) that are told after the commit of what somebody must know, until the store is closed:
+    see `statemachine.alerts` for what is promised.
 
     With `live=True` attempts fire the real machine's triggers instead of the table compiled from it.  Raises InvalidInput
     for a budget that is not a whole number of at least 1.
@@ -124,11 +129,13 @@ class ResetManager:
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None,
         global_breaker: GlobalBreakerPolicy | None = None, resets_per_minute: int | None = None, live: bool = False,
-        rollout: Rollout | RolloutProvider | None = None,
+        rollout: Rollout | RolloutProvider | None = None, alerts: Iterable[Hook] = (), alert_limits: AlertLimits | None = None,
     ) -> None:
         if resets_per_minute is not None:
             checked("resets_per_minute", resets_per_minute, 1, COUNT_MAX)
         self.store = store
+        hooks = tuple(alerts)
+        self.alerts = Alerts(store.emitter, hooks, alert_limits) if hooks else None
         self.policy = policy or ResetPolicy()
         self.filter = CheckedFilter(store.estimator, store.validator)
         self.context = Context(store, self.policy, breaker or BreakerPolicy(), live, global_breaker or GlobalBreakerPolicy(),
@@ -274,6 +281,13 @@ class ResetManager:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""
         return self.store.inspect(attempt_id)
 
+    def verify_audit(self, against: str | None = None) -> AuditCheck:
+        """As `Store.verify_audit`, and the hooks are told where the log does not verify ("audit.broken")."""
+        check = self.store.verify_audit(against)
+        if check.bad_seq is not None:
+            tell(self.store, broken(self.store, check.bad_seq, check.problem))
+        return check
+
     def health(self) -> Health:
         """Whether the store answers and may be written to, cheap enough for a readiness probe: three reads and no scan.
 
@@ -281,20 +295,21 @@ class ResetManager:
         """
         store = self.store
         waiting, dropped = len(store.marks.ended()), store.emitter.dropped
+        alerts = self.alerts.counts() if self.alerts is not None else AlertCounts()
         try:
             mode = store.draft().breaker(b"").mode
             seq, _ = store.audit_tail()
             share = map_share(store)
             registered = store.engine.get(keys.owner(store.committer.owner)) is not None
         except ResetError as error:
-            return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped)
+            return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped, alerts=alerts)
         reasons = [text for text, applies in (
             (f"the global breaker is {mode}: automatic and manual resets wait for it", mode != "closed"),
             (f"{share:.0%} of the largest map is used: raise StoreLimits.map_bytes_max", share > MAP_SHARE_MAX),
             ("few slots for attempts are left in this process: end some", store.marks.full),
             ("this process was fenced: open the store anew", not registered),
         ) if applies]
-        return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped)
+        return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped, alerts)
 
     def incoming(self, measurement: Measured, origin: Origin) -> Incoming:
         """The measurement with its identity and reading; raises InvalidInput when it is none."""

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from statemachine import codec
+from statemachine import audit, codec
 from statemachine.audit import Entry, Personal, Public
-from statemachine.errors import StoreCorrupt, UserUnknown, VersionPruned
+from statemachine.errors import ResetError, StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, newest_version
 from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image, Loaded
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
+
+UNRECOVERABLE: Final = "state.unrecoverable"
+ROWS_LOOKED_AT_MAX: Final = 1_000
 
 
 class Recovered(NamedTuple):
@@ -81,8 +84,8 @@ def last_known_good(store: Store, user: str) -> int:
 def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason: str = "") -> Recovered | None:
     """Walk back past damage; None when the user's head and log agree and there is nothing to do.
 
-    Durable on return.  `actor` and `reason` are recorded where a person asked for it.  Raises StoreCorrupt, having
-    changed nothing, when no version can be read.
+    Durable on return.  `actor` and `reason` are recorded where a person asked for it.  Raises StoreCorrupt when no version
+    can be read: the user is not changed, and the audit log says so once ("state.unrecoverable"), or each time a person asks.
     """
     store, key = context.store, user_key(user)
     began_us = store.clock.monotonic_us()
@@ -94,7 +97,11 @@ def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason:
     good = store.newest_good(user)
     if good is None:
         message = f"no version of {user!r} can be read: restore the store from a backup, or rebuild the user from its files"
-        raise StoreCorrupt(message, user=user)
+        error = StoreCorrupt(message, user=user)
+        if actor or not _known_unrecoverable(store, key, newest):
+            personal = Personal(user=user, at_us=at_us, trigger="no version can be read", reason=reason, actor=actor)
+            _say_unrecoverable(store, personal, newest, error)
+        raise error
     if damaged is not None:
         draft.puts[keys.damaged(key, newest + 1)] = damaged
     attempt_id = store.ids.attempt_id()
@@ -107,6 +114,30 @@ def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason:
     draft.entries.append(Entry(public, personal))
     store.commit(draft)
     return Recovered(user, good.version, version, left_out, attempt_id)
+
+
+def _known_unrecoverable(store: Store, key: bytes, newest: int) -> bool:
+    """Whether the log says already that nothing of the user can be read, and nothing was committed for the user since."""
+    for at, _ in islice(store.engine.scan(keys.audit_of(key, 0), keys.after(key + b"\0a"), reverse=True), ROWS_LOOKED_AT_MAX):
+        row_key = keys.audit(int.from_bytes(at[-8:], "big"))
+        with contextlib.suppress(StoreCorrupt):
+            public = audit.parse(codec.unseal(row_key, store.engine.get(row_key) or b"")).public
+            if public.event == UNRECOVERABLE:
+                return public.base_version == newest
+            if public.new_version is not None:
+                return False
+    return False
+
+
+def _say_unrecoverable(store: Store, personal: Personal, newest: int, error: StoreCorrupt) -> None:
+    draft = store.draft()
+    public = Public(event=UNRECOVERABLE, outcome="unrecoverable", attempt_id=store.ids.attempt_id(), kind="recovery",
+                    base_version=newest)
+    draft.entries.append(Entry(public, personal, audit.context_now()))
+    try:
+        store.commit(draft)
+    except ResetError as trouble:
+        raise error from trouble
 
 
 def _head_reads(draft: Draft, key: bytes) -> bool:

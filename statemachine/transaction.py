@@ -33,7 +33,7 @@ from statemachine.machine import Guard, Phase
 from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
-from statemachine.store import Store, identities, keys, log
+from statemachine.store import Store, identities, intents, keys, log
 from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key, record
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
@@ -194,6 +194,8 @@ class ResetTransaction:
             # The mark comes first: a probe leased by a process that dies at once must be given back too.
             self._slot = self._store.marks.fill(self._mark(WAITING, "reset.interrupted", "interrupted"))
             self._admit()
+            if self._store.intents == "durable" and self.attempt_id not in (self._breaker.probe, self._global.probe):
+                self._store.commit(self._intend(self._store.draft()))
             self._store.marks.write(self._slot, self._mark(RUNNING, "reset.interrupted", "interrupted"))
         self._guard.fire("snapshot")
         expected = self.attempt.expect_version
@@ -202,6 +204,10 @@ class ResetTransaction:
             error = ConflictError(message, user=self.user, attempt_id=self.attempt_id)
             self._end("conflicted", "void", error)
             raise error
+
+    def _intend(self, draft: Draft) -> Draft:
+        intents.put(draft, self._store.committer.owner, self._mark(WAITING, "reset.interrupted", "interrupted"))
+        return draft
 
     def _admit(self) -> None:
         """Raise BreakerOpen unless both breakers and the budget admit the attempt; lease the probes that it then is."""
@@ -231,7 +237,7 @@ class ResetTransaction:
     def _lease(self, scope: str, user: bytes, known: Breaker) -> Breaker:
         """Take the one probe slot, durably, before any mutation runs; refuses where another attempt was faster."""
         leased = breaker.lease(known, self.attempt_id, self._store.committer.owner)
-        draft = self._store.draft()
+        draft = self._intend(self._store.draft())  # a lease is given back whatever becomes of its holder
         key = breaker_key(user)
         faster = record(Breaker, key, draft.expect(key)) != known  # the stored bytes may be of an older shape
         draft.put(key, codec.pack(leased))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from statemachine.cli import console
+from statemachine.alerts import broken, tell
+from statemachine.cli import alerting, console
 from statemachine.cli.console import Column
 from statemachine.cli.instants import instant_us, shown
 from statemachine.errors import InvalidInput, ResetError
@@ -202,12 +203,15 @@ def audit_verify(
 
     Example: resetguard audit verify --store ./state
     """
-    with console.command(), console.reading(store) as opened:
+    with console.command(), alerting.attached(console.say) as attach, console.reading(store) as opened:
+        attach(opened)
         if against is not None and re.fullmatch("[0-9a-fA-F]{64}", against.strip()) is None:
             message = f"--against {against[:80]!r} is no head hash; one has 64 hexadecimal digits"
             raise InvalidInput(message)
         check = opened.verify_audit(None if against is None else against.strip().lower())
         sound = check.bad_seq is None
+        if check.bad_seq is not None:
+            tell(opened, broken(opened, check.bad_seq, check.problem))
         if json:
             console.print_json({"sound": sound, "rows": check.rows, "seq": check.bad_seq, "problem": check.problem or None,
                                 "hash": check.head_hash})

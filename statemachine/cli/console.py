@@ -25,6 +25,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from statemachine.cli import alerting
 from statemachine.errors import (
     BreakerOpen,
     ConflictError,
@@ -176,9 +177,13 @@ def reading(directory: Path) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[Store]:
-    """Open a store that is there, to change it; InvalidInput, and nothing is made, where there is none."""
+    """Open a store that is there, to change it; InvalidInput, and nothing is made, where there is none.
+
+    The hooks that the command was given are told of what is alarming in it.
+    """
     _require_store(directory)
-    with Store.open(directory) as store:
+    with alerting.attached(say) as attach, Store.open(directory) as store:
+        attach(store)
         yield store
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from statemachine.alerts import broken, tell
 from statemachine.cli import console
 from statemachine.cli.console import Column
 from statemachine.store import checkup, surroundings
@@ -45,6 +46,9 @@ def doctor(
             counts[finding.check] += 1
             if counts[finding.check] <= FINDINGS_SHOWN_MAX:
                 found.append(finding._asdict())
+        broke = next((one for one in found if one["check"] == "audit chain"), None)
+        if broke is not None:
+            tell(opened, broken(opened, 0, broke["problem"]))
         judged = (name for name in (*checkup.CHECKS, *surroundings.CHECKS)
                   if name != "quarantine age" or quarantine_days is not None)
         checks = [{"check": name, "findings": counts[name], "looked_at": records.looked.get(name)} for name in judged]

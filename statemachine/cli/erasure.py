@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
+    from statemachine.store import Store
+
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.", show_default=False)]
 
 
@@ -45,11 +47,8 @@ def export(
     """
     with console.command(), console.reading(store) as opened:
         records = erasure.export_user(opened, user)
-        try:
-            first = next(records)
-        except UserUnknown:
-            console.require_user(opened, user)  # it names users that look alike
-            raise
+        _require_held(opened, user)
+        first = next(records)
         damaged = count = 0
         with _written(output) as line:
             for record in _again(first, records):
@@ -111,13 +110,10 @@ def forget(  # noqa: PLR0913 - one parameter an option of the command
     """
     with console.command():
         with console.writing(store) as opened:
+            _require_held(opened, user)
             if not yes:
                 _confirm(user)
-            try:
-                done = erasure.forget(opened, user, actor, reason)
-            except UserUnknown:
-                console.require_user(opened, user)
-                raise
+            done = erasure.forget(opened, user, actor, reason)
         trouble, size = _made_anew(store, actor, reason) if anew else (None, None)
         if json:
             residue = None if trouble is None else trouble.kind
@@ -152,6 +148,15 @@ def _made_anew(store: Path, actor: str, reason: str) -> tuple[ResetError | None,
 def _tell_residue(store: Path) -> None:
     console.say(f"the user is in no record any more, but old bytes are still in unused parts of {store / door.DATA}; "
                 f"`resetguard compact {store}` removes them")
+
+
+def _require_held(store: Store, user: str) -> None:
+    """Raise UserUnknown, naming users that look alike, unless anything is held: nobody is asked about nobody."""
+    try:
+        next(erasure.export_user(store, user))
+    except UserUnknown:
+        console.require_user(store, user)
+        raise
 
 
 def _confirm(user: str) -> None:

@@ -22,7 +22,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from statemachine.cli import console
+from statemachine.cli import alerting, console
 from statemachine.cli.summary import summary_tables
 from statemachine.clock import SystemClock
 from statemachine.errors import InvalidInput
@@ -106,10 +106,11 @@ def alike(reason: str) -> str:
 
 
 class Stop:
-    """Ctrl-C (or SIGTERM) asks for an end at the next commit; a second one ends at once."""
+    """Ctrl-C (or SIGTERM) asks for an end `where` the command can stop; a second one ends at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "at the next commit") -> None:
         self.asked = False
+        self._where = where
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -128,7 +129,7 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        console.say("stopping at the next commit; again to stop at once")
+        console.say(f"stopping {self._where}; again to stop at once")
 
 
 def process(  # noqa: PLR0913 - one parameter an option of the command
@@ -187,7 +188,9 @@ def run(job: Job, *, quiet: bool = True) -> dict[str, Any]:
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         rows, total = _rows(job, stack, quiet=quiet)
+        attach = stack.enter_context(alerting.attached(console.say))
         store = stack.enter_context(Store.open(job.store, durability=job.durability))
+        attach(store)
         tally = Tally(store)
         first_seq = store.audit_tail()[0] + 1
         intake = Processor(ResetManager(store)).intake(sources, tally.outcome)

@@ -35,6 +35,8 @@ from statemachine.store import keys, log
 from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
 from statemachine.store.engine import OPENER, Engine, Opener
+from statemachine.store.intents import INTENTS, Intents
+from statemachine.store.mending import end_is_lost
 from statemachine.store.records import (
     ACCEPTED,
     DISPOSITIONS,
@@ -82,12 +84,13 @@ class Store:
 
     def __init__(  # noqa: PLR0913 - use Store.open
         self, engine: Engine, meta: Meta, *, estimator: Estimator, rules: Iterable[Rule], durability: Durability,
-        limits: StoreLimits, clock: Clock, ids: Ids,
+        limits: StoreLimits, clock: Clock, ids: Ids, intents: Intents = "process",
     ) -> None:
         self.engine = engine
         self.estimator = estimator
         self.validator = StateValidator((*estimator.rules, *rules))
         self.durability: Durability = durability
+        self.intents: Intents = intents
         self.limits = limits
         self.clock = clock
         self.ids = ids
@@ -106,7 +109,7 @@ class Store:
         )
         _OPEN_STORES.add(self)
         try:
-            self.interrupted = settle_dead(engine, self.committer, clock, self.path / door.OWNERS)
+            self.interrupted = self._settled()
         except BaseException:
             _OPEN_STORES.discard(self)
             self.marks.abandon()  # nothing is in it; the next opener removes it
@@ -116,13 +119,17 @@ class Store:
     def open(  # noqa: PLR0913 - each is a setting of its own
         cls, path: str | os.PathLike[str], *, estimator: Estimator = BODY_WEIGHT, durability: Durability = "each",
         rules: Iterable[Rule] = (), limits: StoreLimits | None = None, clock: Clock | None = None, ids: Ids | None = None,
-        opener: Opener = OPENER, readonly: bool = False,
+        opener: Opener = OPENER, readonly: bool = False, intents: Intents = "process",
     ) -> Store:
         """Open the store in a directory, creating it (mode 0700) where there is none.
 
         Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
         StoreCorrupt, StoreUnavailable (also on a network file system) or StoreFull, having changed nothing.
+
+        An attempt that begins leaves a mark, from which the next opening writes its row if the process dies.  With `intents`
+        "process" the mark survives the process alone, and costs no sync; "durable" makes each mark a commit of its own, so
+        that the row is there after a power cut too (it cannot be had with durability `process`).
 
         With `readonly` nothing is made, settled or written (but LMDB's own table of readers), and a store that is not
         there is StoreUnavailable; every call that would change something raises StoreUnavailable.  Others may write.
@@ -132,6 +139,10 @@ class Store:
         clock, ids = clock or SystemClock(), ids or SystemIds()
         if durability not in DURABILITIES:
             message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
+            raise InvalidInput(message)
+        if intents not in INTENTS or (intents == "durable" and durability == "process"):
+            message = (f"intents {intents!r} is not one of {', '.join(INTENTS)}" if intents not in INTENTS else
+                       "intents='durable' needs durability 'each' or 'group': with 'process' no commit outlives a power cut")
             raise InvalidInput(message)
         missing = _must_create(directory)
         if readonly and missing:
@@ -152,10 +163,19 @@ class Store:
             if not readonly:
                 door.clear_anew(directory)  # nobody is making the file anew while this is open
             meta = checked_meta(engine, estimator)
-            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids)
+            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids,
+                       intents=intents)
         except BaseException:
             engine.close()
             raise
+
+    def _settled(self) -> int:
+        try:
+            return settle_dead(self.engine, self.committer, self.clock, self.path / door.OWNERS)
+        except StoreCorrupt:
+            if not end_is_lost(self.engine):
+                raise
+            return 0  # nothing can be committed, so that nothing is lost by it: doctor names it, and recover mends it
 
     def _register(self) -> tuple[int, Marks]:
         """Become an owner: a number never used before, its key in the store, its locked file of marks."""
@@ -226,6 +246,7 @@ class Store:
             return
         if self.readonly:
             self.engine.close()
+            self.emitter.close()
             return
         try:
             draft = Draft(self.engine)
@@ -235,8 +256,10 @@ class Store:
         except ResetError:
             self.marks.abandon()  # the next opener settles them
         finally:
-            self.emitter.flush()
-            self.engine.close()
+            try:
+                self.engine.close()
+            finally:
+                self.emitter.close()  # it may wait for a hook: the store is others' by then
 
     def settle_dead(self) -> int:
         """Settle what owners that died since the opening left, as an opening does; how many attempts were interrupted."""

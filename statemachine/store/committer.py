@@ -27,6 +27,7 @@ from statemachine.errors import (
     ResetError,
     StoreBusy,
     StoreCorrupt,
+    StoreForeign,
     StoreFull,
     StoreUnavailable,
 )
@@ -164,7 +165,8 @@ class Committer:
         if own is None:
             message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
             raise StoreUnavailable(message)
-        chain, wall_us = _Chain(txn, self), self.clock.now_us()
+        chain = _Chain(txn, self, next((t.draft.audit_end for t in batch if t.draft.audit_end is not None), None))
+        wall_us = self.clock.now_us()
         for ticket in batch:
             ticket.rows, ticket.moves, ticket.error, entries = [], [], None, ticket.draft.entries
             try:
@@ -340,11 +342,15 @@ def _context_of(row: Row, entries: list[Entry]) -> dict[str, Any] | None:
 class _Chain:
     """The end of the audit log inside one write transaction."""
 
-    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer, found: bytes | None = None) -> None:
         self._txn = txn
         self._committer = committer
-        stored = txn.get(keys.CHAIN)
-        tail = codec.unseal(keys.CHAIN, stored) if stored is not None else bytes(8) + audit.GENESIS
+        try:
+            tail = _tail(txn)
+        except StoreCorrupt:
+            if found is None:
+                raise
+            tail = found
         self._seq = int.from_bytes(tail[:8], "big")
         self._hash = tail[8:CHAIN_BYTES]
         self._appended = False
@@ -366,6 +372,7 @@ class _Chain:
         seq = self._seq.to_bytes(8, "big")
         if public.attempt_id:
             txn.put(keys.attempt(public.attempt_id), seq)
+            txn.delete(keys.intent(public.attempt_id))
         if entry.personal.user:
             txn.put(keys.audit_of(user_key(entry.personal.user), self._seq), b"")
         row = Row(public, entry.personal, self._hash, digest)
@@ -379,12 +386,29 @@ class _Chain:
             self._txn.put(keys.CHAIN, codec.seal(keys.CHAIN, self._seq.to_bytes(8, "big") + self._hash))
 
 
+def _tail(txn: lmdb.Transaction[bytes]) -> bytes:
+    """Number and hash of the newest audit row; StoreCorrupt, with the remedy, where the record of it is damaged or gone."""
+    stored = txn.get(keys.CHAIN)
+    if stored is None:
+        with txn.cursor() as cursor:
+            if not (cursor.set_range(keys.AUDIT) and cursor.key() < keys.after(keys.AUDIT)):
+                return bytes(8) + audit.GENESIS
+    try:
+        tail = codec.unseal(keys.CHAIN, stored or b"")
+        if len(tail) == CHAIN_BYTES:
+            return tail
+        why = f"it has {len(tail)} bytes"
+    except (StoreCorrupt, StoreForeign) as error:
+        why = "it is gone" if stored is None else str(error)
+    message = (f"the record of the end of the audit log cannot be read ({why}), and nothing can be committed without it: "
+               "`resetguard recover --actor A --reason R` finds it again from the newest row")
+    raise StoreCorrupt(message)
+
+
 def audit_tail(engine: Engine) -> tuple[int, bytes]:
     """The number of the newest audit row and its hash; (0, zeros) for an empty log."""
-    stored = engine.get(keys.CHAIN)
-    if stored is None:
-        return 0, audit.GENESIS
-    tail = codec.unseal(keys.CHAIN, stored)
+    with engine.reading() as txn:
+        tail = _tail(txn)
     return int.from_bytes(tail[:8], "big"), tail[8:CHAIN_BYTES]
 
 

@@ -87,6 +87,7 @@ class Draft:
         self.expected_keys: dict[tuple[bytes, bytes], list[bytes]] = {}
         self.puts: dict[bytes, bytes | None] = {}
         self.entries: list[Entry] = []
+        self.audit_end: bytes | None = None  # where the chain goes on, should the store have lost it
         self.events: list[BreakerEvent] = []
         self._heads: dict[bytes, tuple[Head, Callable[[Any], bytes], Any]] = {}
         self.on_miss: Callable[[MissReason], Miss] | None = None

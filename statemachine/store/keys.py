@@ -16,6 +16,7 @@ BUDGET: Final = b"\0b"
 CURSOR: Final = b"\0c"
 GLOBAL_BREAKER: Final = b"\0g"
 CHAIN: Final = b"\0h"
+INTENT: Final = b"\0i"
 META: Final = b"\0m"
 OWNER: Final = b"\0o"
 PIN: Final = b"\0p"
@@ -27,9 +28,10 @@ DAMAGED: Final = b"\0x"
 FIRST_USER: Final = b"\1"
 
 _STORE_WIDE: Final = {
-    AUDIT: "audit row", BUDGET: "budget", CURSOR: "cursor", GLOBAL_BREAKER: "breaker", CHAIN: "audit chain", META: "store", OWNER: "owner",
+    AUDIT: "audit row", BUDGET: "budget", CURSOR: "cursor", GLOBAL_BREAKER: "breaker", CHAIN: "audit chain", META: "store",
+    OWNER: "owner",
     PIN: "pin", UNREADABLE: "unreadable row", ROLLOUT: "rollout", ATTEMPT: "audit index",
-    SWEPT: "note of a sweep", DAMAGED: "damaged head",
+    SWEPT: "note of a sweep", INTENT: "intent", DAMAGED: "damaged head",
 }
 _OF_A_USER: Final = {
     b"a": "audit index", b"b": "breaker", b"i": "measurement", b"r": "kept aside", b"s": "head", b"v": "version",
@@ -79,6 +81,11 @@ def attempt(attempt_id: str) -> bytes:
 def swept(user: bytes) -> bytes:
     """How far a sweep has judged the user's log, and what it told."""
     return SWEPT + user
+
+
+def intent(attempt_id: str) -> bytes:
+    """The mark of an attempt that has begun and has no outcome yet, where it was made durable."""
+    return INTENT + bytes.fromhex(attempt_id.replace("-", ""))
 
 
 def damaged(user: bytes, version: int) -> bytes:

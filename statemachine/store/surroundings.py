@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from statemachine.clock import US_PER_DAY
 from statemachine.errors import ResetError, StoreUnavailable
-from statemachine.marks import DeadMarks
+from statemachine.marks import ASIDE, DeadMarks
 from statemachine.store import engine as door
 from statemachine.store.checkup import Finding
 
@@ -115,6 +115,10 @@ def _marks(store: Store) -> Iterator[Finding]:
     for owner, attempts in dead_owners(store):
         yield Finding("marks", "warning", f"owner {owner}", f"its process is gone, and {attempts} attempts of it are unsettled",
                       "open the store once more: opening settles them")
+    for path in sorted((store.path / door.OWNERS).glob(f"*{ASIDE}")):
+        yield Finding("marks", "warning", str(path), "marks of attempts that no process here could read are kept in it",
+                      "a newer resetguard may have written them: give the file its old name, without the ending, and open the "
+                      "store with that one; else delete it: what the attempts did, if anything, is in the log")
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:

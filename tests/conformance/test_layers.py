@@ -24,7 +24,7 @@ LAYERS: dict[str, int] = {
     "validation": 2, "policy": 2, "audit": 2, "flags": 2,
     "estimator": 3, "codec": 3, "vectorised": 3,
     "store": 4, "marks": 4,
-    "transaction": 5, "recovery": 5, "erasure": 5, "sweep": 5, "gate": 5, "retention": 5,
+    "transaction": 5, "recovery": 5, "erasure": 5, "sweep": 5, "gate": 5, "retention": 5, "alerts": 5,
     "manager": 6, "testing": 6,
     "processor": 7, "ingest": 7, "requarantine": 7, "rebuild": 7,
     "cli": 8, "__init__": 8,
@@ -34,6 +34,7 @@ PLANNED: set[str] = set()  # entries whose module is not written yet
 DOORS: dict[str, str] = {
     "lmdb": "store", "transitions": "machine", "structlog": "audit", "openfeature": "flags",
     "time": "clock", "uuid": "clock", "uuid_utils": "clock", "random": "clock", "secrets": "clock",
+    "tenacity": "alerts", "urllib3": "alerts",
 }
 NOWHERE = {"pickle", "shelve", "marshal"}
 CLOCK_ONLY = {
