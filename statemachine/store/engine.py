@@ -23,6 +23,7 @@ import lmdb
 
 from statemachine.clock import Clock
 from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
+from statemachine.store.footing import Footing, check_lock
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
@@ -34,6 +35,8 @@ LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
 ROOM_BYTES_MIN: Final = 1 << 22
 """With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
+WRITES_A_CHECK: Final = 256
+"""So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
 _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
@@ -183,9 +186,16 @@ class Engine:
         self._growing = False
         self._closed = False
         self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
+        self._writes = 0
         self._key = self._claim()
         try:
+            check_lock(path)
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
+            try:
+                self._footing = Footing(path / DATA)
+            except BaseException:
+                self._env.close()
+                raise
         except lmdb.Error as error:
             self._release()
             raise translated(error, "opening", path) from error
@@ -253,10 +263,15 @@ class Engine:
                 self._gate.wait_for(lambda: self._readers == 0, timeout=1.0)
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
-            self._env.close()
+            self._let_go()
         if self._writer is not None:
             os.close(self._writer)
         self._release()
+
+    def _let_go(self) -> None:
+        self._footing.mend_for_closing()
+        self._env.close()
+        self._footing.close()  # not before: it would drop LMDB's own lock on the table of readers
 
     def forget_in_child(self) -> None:
         """In a forked child: close the writer's lock, so that the child does not keep a turn that the parent had."""
@@ -286,6 +301,7 @@ class Engine:
         self.check()
         self._enter()
         try:
+            self._footing.check()
             with self._begin_reading() as txn:
                 yield txn
         except lmdb.Error as error:
@@ -381,17 +397,31 @@ class Engine:
                 self.clock.sleep(pause)
                 waited, pause = waited + pause, min(pause * 1.5, _POLL_S[1])
         try:
+            self._footing.check_names()
             yield
         finally:
             fcntl.flock(writer, fcntl.LOCK_UN)
 
     def write(self) -> lmdb.Transaction[bytes]:
-        """A write transaction; call only within `turn`."""
+        """A write transaction; call only within `turn`, and end it in the thread that began it.
+
+        Raises StoreUnavailable where it would not follow the newest commit: then another process commits by another table
+        of readers, because the lock file was deleted, and one of the two would undo what the other has written.
+        """
+        if self._writes % WRITES_A_CHECK == 0:
+            self._env.reader_check()
+        self._writes += 1
         try:
-            return self._env.begin(write=True)
+            txn = self._env.begin(write=True)
         except lmdb.MapResizedError:
             self._resize(0)
-            return self._env.begin(write=True)
+            txn = self._env.begin(write=True)
+        if txn.id() != self._env.info()["last_txnid"] + 1:
+            txn.abort()
+            message = (f"the store {self.path} was written by a process with another lock file, and nothing was written here; "
+                       "stop every process that has the store open, then start them again, and never delete lock.mdb")
+            raise StoreUnavailable(message)
+        return txn
 
     def update(self, change: Callable[[Callable[[bytes, bytes], object]], object]) -> None:
         """A few puts in a transaction of their own, the map grown where it must be; durable on return.  Call within `turn`."""
@@ -410,9 +440,21 @@ class Engine:
         """Double the map; raises StoreFull at the limit.  Call within `turn`, with no transaction of this thread open."""
         now = self._env.info()["map_size"]
         if now >= self.map_bytes_max:
-            message = f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; raise map_bytes_max"
+            if self._env.reader_check():
+                return  # what killed readers kept is free now
+            message = (f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; "
+                       f"{self._behind()}raise map_bytes_max")
             raise StoreFull(message)
         self._resize(min(now * 2, self.map_bytes_max))
+
+    def _behind(self) -> str:
+        """Who reads what was replaced long ago, so that its pages are not used again; "" where nobody does."""
+        newest = self._env.info()["last_txnid"]
+        behind = [(newest - txn, process) for process, txn in self.readers() if txn is not None and newest - txn > 1]
+        if not behind:
+            return ""
+        commits, process = max(behind)
+        return f"process {process} has been reading since {commits} commits ago and keeps their pages: end it, or "
 
     def _resize(self, map_bytes: int) -> None:
         with self._gate:
@@ -434,8 +476,9 @@ class Engine:
             try:
                 self._gate.wait_for(lambda: self._readers == 0, timeout=self.writer_wait_s_max)
                 map_bytes = self._env.info()["map_size"]
-                self._env.close()
+                self._let_go()
                 self._env = self._open(map_bytes)
+                self._footing = Footing(self.path / DATA)
             finally:
                 self._growing = False
                 self._gate.notify_all()
