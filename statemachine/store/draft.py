@@ -153,6 +153,8 @@ class Draft:
         if newest != (0 if head is None else head.version):
             message = f"the head of {user.decode()!r} does not match its log (newest version there: {newest})"
             raise StoreCorrupt(message, user=user.decode())
+        if head is None:
+            self._engine.check_absent(key)  # "nothing stored" may start a reset, "could not be found" may not
         return head
 
     def pin(self, user: bytes) -> Pin | None:

@@ -37,6 +37,8 @@ ROOM_BYTES_MIN: Final = 1 << 22
 """With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
 WRITES_A_CHECK: Final = 256
 """So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
+HALF_PAGE_KEYS_MAX: Final = 100
+"""More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
 _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
@@ -357,6 +359,21 @@ class Engine:
             found = cursor.set_range(start) and cursor.key() < stop
             return txn.get(key), cursor.key() if found else None
 
+    def check_absent(self, key: bytes) -> None:
+        """Raise StoreCorrupt unless the keys around the place of `key` are in order: else a search may pass by what is there.
+
+        No checksum tells that a key has changed; LMDB searches by halves, and one key out of order hides all on its one side.
+        """
+        with self.reading() as txn, txn.cursor() as cursor:
+            found = cursor.set_range(key)
+            after = list(islice(cursor.iternext(values=False), HALF_PAGE_KEYS_MAX)) if found else []
+            before = list(islice(cursor.iterprev(values=False), HALF_PAGE_KEYS_MAX)) if _before(cursor, key) else []
+        around = [*before[::-1], key, *after]
+        if around != sorted(around):
+            message = (f"a key of the store {self.path} was changed: around {key!r} they are out of order, and a record may be "
+                       "there that cannot be found; restore the store from a backup")
+            raise StoreCorrupt(message)
+
     def first(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         """The first key and value with start <= key < stop."""
         with self.reading() as txn, txn.cursor() as cursor:
@@ -521,6 +538,11 @@ def rows_of(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, rows_max: i
     while stop and rows and rows[-1][0] >= stop:
         rows.pop()
     return rows
+
+
+def _before(cursor: lmdb.Cursor[bytes], key: bytes) -> bool:
+    """Put the cursor on the last key before `key`; whether there is one."""
+    return cursor.prev() if cursor.set_range(key) else cursor.last()
 
 
 def _chunk(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
