@@ -359,8 +359,10 @@ class Engine:
             found = cursor.set_range(start) and cursor.key() < stop
             return txn.get(key), cursor.key() if found else None
 
-    def check_absent(self, key: bytes) -> None:
+    def check_absent(self, key: bytes) -> bytes:
         """Raise StoreCorrupt unless the keys around the place of `key` are in order: else a search may pass by what is there.
+
+        Returns the last key before it, b"" where there is none.
 
         No checksum tells that a key has changed; LMDB searches by halves, and one key out of order hides all on its one side.
         """
@@ -373,6 +375,7 @@ class Engine:
             message = (f"a key of the store {self.path} was changed: around {key!r} they are out of order, and a record may be "
                        "there that cannot be found; restore the store from a backup")
             raise StoreCorrupt(message)
+        return before[0] if before else b""
 
     def first(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         """The first key and value with start <= key < stop."""

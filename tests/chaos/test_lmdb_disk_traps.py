@@ -320,6 +320,26 @@ def test_a_key_out_of_order_is_never_taken_for_nothing_stored(tmp_path: Path) ->
         assert manager.store.verify_audit().problem == ""
 
 
+def test_a_state_that_vanished_whole_is_never_taken_for_nothing_stored(tmp_path: Path) -> None:
+    """Head and log are gone, as where a page forgets its end: what was accepted says so; a user only kept aside is new."""
+    path = tmp_path / "store"
+    for user in ("amy", "ann"):
+        fill(path, user, [80.0, 80.1])
+    with opened(path) as store:
+        gone = [key for key, _ in store.engine.scan(b"ann\0s", b"ann\1")]
+    with raw(path) as txn:
+        for key in gone:
+            assert txn.delete(key)
+    with working(path) as (store, _, processor):
+        with pytest.raises(StoreCorrupt, match="no version can be read"):
+            store.load("ann")
+        assert processor.process(weighed("ann", 3, 50.0)).status == "quarantined"
+        assert processor.process(weighed("new", 3, 5_000.0)).status == "quarantined"
+        assert store.load("new") is None
+        assert processor.process(weighed("new", 4, 50.0)).version == 1
+        assert processor.process(weighed("amy", 3, 80.1)).version == 3
+
+
 def test_a_key_that_is_no_users_is_told(tmp_path: Path) -> None:
     """A user's key without its end, or of bytes that are no text, ends a listing of users with a typed error."""
     for number, key in enumerate((b"ann", b"\xff\0s")):
