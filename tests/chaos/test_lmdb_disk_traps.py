@@ -314,6 +314,8 @@ def test_a_key_out_of_order_is_never_taken_for_nothing_stored(tmp_path: Path) ->
     key_out_of_order(path, "ann")
     with working(path) as (store, manager, processor):
         assert store.engine.get(b"ann\0s") is None
+        with pytest.raises(StoreCorrupt, match="out of order"):
+            store.engine.check_absent(b"ann\0s")
         with pytest.raises(StoreCorrupt, match=r"out of order|no version can be read|does not match"):
             store.load("ann")
         outcome = processor.process(weighed("ann", 3, 50.0))
