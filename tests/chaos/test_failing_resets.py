@@ -339,7 +339,7 @@ def write_healthy(path: Path, count: int, users: int) -> None:
             file.write(f"user{user:05d},{at.isoformat()},{60 + user % 40 + (day % 10) / 20:.2f},kg,scale\n")
 
 
-def killed(tmp_path: Path, count: int, users: int, kills: int) -> None:
+def check_killed(tmp_path: Path, count: int, users: int, kills: int) -> None:
     """Kill a healthy run so often at random instants; at its end no breaker has ever opened, and nobody is suspect."""
     source, path, rng = tmp_path / "rows.csv", tmp_path / "store", random.Random(5)
     write_healthy(source, count, users)
@@ -368,13 +368,13 @@ def killed(tmp_path: Path, count: int, users: int, kills: int) -> None:
 
 def test_kills_of_a_healthy_run_open_no_breaker(tmp_path: Path) -> None:
     """Three random kills of `process` in group mode leave every breaker closed, and nobody suspect."""
-    killed(tmp_path, 30_000, 300, 3)
+    check_killed(tmp_path, 30_000, 300, 3)
 
 
 @pytest.mark.slow
 def test_twenty_kills_of_a_healthy_run_open_no_breaker(tmp_path: Path) -> None:
     """Twenty random kills of `process` in group mode leave every breaker closed, and nobody suspect."""
-    killed(tmp_path, 800_000, 2_000, 20)
+    check_killed(tmp_path, 800_000, 2_000, 20)
 
 
 def stored(path: Path) -> dict[bytes, bytes]:
