@@ -57,10 +57,11 @@ def last_known_good(store: Store, user: str) -> int:
     key, draft = user_key(user), store.draft()
     try:
         head = draft.head(key)
-    except StoreCorrupt:
+    except StoreCorrupt as error:
         good = store.newest_good(user)
         if good is None:
-            raise
+            message = f"no version of {user!r} can be read: restore the store from a backup ({error})"
+            raise StoreCorrupt(message, user=user) from error
         return good.version
     if head is None:
         message = f"no state is stored for {user!r}"

@@ -356,14 +356,22 @@ class Store:
         return None
 
     def users(self) -> Iterator[str]:
-        """Every user of whom anything is stored, in the order of their UTF-8 bytes."""
+        """Every user of whom anything is stored, in the order of their UTF-8 bytes; raises StoreCorrupt at a key of no user."""
         start = keys.FIRST_USER
         while True:
             found = self.engine.first(start, b"\xff" * 8)
             if found is None:
                 return
-            user = found[0][: found[0].index(b"\0")]
-            yield user.decode()
+            user, end, _ = found[0].partition(b"\0")
+            if not end or user + end < start:
+                message = f"the key {found[0]!r} of the store {self.path} was changed; restore the store from a backup"
+                raise StoreCorrupt(message)
+            try:
+                name = user.decode()
+            except UnicodeDecodeError as error:
+                message = f"the key {found[0]!r} of the store {self.path} names no user; restore the store from a backup"
+                raise StoreCorrupt(message) from error
+            yield name
             start = user + b"\1"
 
     def knows(self, user: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,10 +30,13 @@ from statemachine.breaker import (
 )
 from statemachine.errors import StoreCorrupt
 from statemachine.store import keys
-from statemachine.store.engine import Engine
-from statemachine.store.records import Aside, Head, Identity, Pin
+from statemachine.store.engine import Engine, rows_of
+from statemachine.store.records import ACCEPTED, Aside, Head, Identity, Pin
 
 T = TypeVar("T")
+
+IDENTITIES_LOOKED_AT: Final = 32
+"""Of a user without a head: enough, since a user's first accepted measurement is among its first."""
 
 MissReason = Literal["conflict", "breaker", "global breaker", "budget"]
 
@@ -180,7 +183,22 @@ class Draft:
         if newest != (0 if head is None else head.version):
             message = f"the head of {user.decode()!r} does not match its log (newest version there: {newest})"
             raise StoreCorrupt(message, user=user.decode())
+        if head is None:
+            self._check_nothing_stored(user, key)
         return head
+
+    def _check_nothing_stored(self, user: bytes, key: bytes) -> None:
+        """"Nothing stored" may start a reset, "not found" may not: no key is out of order, and nothing was ever accepted."""
+        before = self._engine.check_absent(key)
+        if not before.startswith(user + b"\0"):
+            return
+        prefix = keys.identities(user)
+        with self._engine.reading() as txn:
+            oldest = rows_of(txn, prefix, keys.after(prefix), IDENTITIES_LOOKED_AT)
+        for at, value in oldest:
+            if _decoded(Identity, at, value).disposition == ACCEPTED:
+                message = f"measurements of {user.decode()!r} were accepted, and no state of it is found"
+                raise StoreCorrupt(message, user=user.decode())
 
     def pin(self, user: bytes) -> Pin | None:
         """The before-image of the reset under probation."""

@@ -24,6 +24,7 @@ import lmdb
 from statemachine.clock import Clock
 from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
 from statemachine.store import presence
+from statemachine.store.footing import Footing, check_lock
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
@@ -40,6 +41,10 @@ LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
 ROOM_BYTES_MIN: Final = 1 << 22
 """With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
+WRITES_A_CHECK: Final = 256
+"""So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
+HALF_PAGE_KEYS_MAX: Final = 100
+"""More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
 _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
@@ -232,6 +237,7 @@ class Engine:
         self._growing = False
         self._closed = False
         self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
+        self._writes = 0
         # Before the data file is looked at, so that nobody can put another one in its place from here on.
         self._presence: int | None = presence.alone(path) if alone else presence.shared(path, clock, writer_wait_s_max)
         try:
@@ -240,7 +246,13 @@ class Engine:
             self._leave_directory()
             raise
         try:
+            check_lock(path)
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
+            try:
+                self._footing = Footing(path / DATA)
+            except BaseException:
+                self._env.close()
+                raise
         except lmdb.Error as error:
             self._release()
             raise translated(error, "opening", path) from error
@@ -318,10 +330,15 @@ class Engine:
                 self._gate.wait_for(lambda: self._readers == 0, timeout=1.0)
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
-            self._env.close()
+            self._let_go()
         if self._writer is not None:
             os.close(self._writer)
         self._release()
+
+    def _let_go(self) -> None:
+        self._footing.mend_for_closing()
+        self._env.close()
+        self._footing.close()  # not before: it would drop LMDB's own lock on the table of readers
 
     def forget_in_child(self) -> None:
         """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
@@ -352,6 +369,7 @@ class Engine:
         self.check()
         self._enter()
         try:
+            self._footing.check()
             with self._begin_reading() as txn:
                 yield txn
         except lmdb.Error as error:
@@ -407,6 +425,24 @@ class Engine:
             found = cursor.set_range(start) and cursor.key() < stop
             return txn.get(key), cursor.key() if found else None
 
+    def check_absent(self, key: bytes) -> bytes:
+        """Raise StoreCorrupt unless the keys around the place of `key` are in order: else a search may pass by what is there.
+
+        Returns the last key before it, b"" where there is none.
+
+        No checksum tells that a key has changed; LMDB searches by halves, and one key out of order hides all on its one side.
+        """
+        with self.reading() as txn, txn.cursor() as cursor:
+            found = cursor.set_range(key)
+            after = list(islice(cursor.iternext(values=False), HALF_PAGE_KEYS_MAX)) if found else []
+            before = list(islice(cursor.iterprev(values=False), HALF_PAGE_KEYS_MAX)) if _before(cursor, key) else []
+        around = [*before[::-1], key, *after]
+        if around != sorted(around):
+            message = (f"a key of the store {self.path} was changed: around {key!r} they are out of order, and a record may be "
+                       "there that cannot be found; restore the store from a backup")
+            raise StoreCorrupt(message)
+        return before[0] if before else b""
+
     def first(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         """The first key and value with start <= key < stop."""
         with self.reading() as txn, txn.cursor() as cursor:
@@ -447,17 +483,31 @@ class Engine:
                 self.clock.sleep(pause)
                 waited, pause = waited + pause, min(pause * 1.5, _POLL_S[1])
         try:
+            self._footing.check_names()
             yield
         finally:
             fcntl.flock(writer, fcntl.LOCK_UN)
 
     def write(self) -> lmdb.Transaction[bytes]:
-        """A write transaction; call only within `turn`."""
+        """A write transaction; call only within `turn`, and end it in the thread that began it.
+
+        Raises StoreUnavailable where it would not follow the newest commit: then another process commits by another table
+        of readers, because the lock file was deleted, and one of the two would undo what the other has written.
+        """
+        if self._writes % WRITES_A_CHECK == 0:
+            self._env.reader_check()
+        self._writes += 1
         try:
-            return self._env.begin(write=True)
+            txn = self._env.begin(write=True)
         except lmdb.MapResizedError:
             self._resize(0)
-            return self._env.begin(write=True)
+            txn = self._env.begin(write=True)
+        if txn.id() != self._env.info()["last_txnid"] + 1:
+            txn.abort()
+            message = (f"the store {self.path} was written by a process with another lock file, and nothing was written here; "
+                       "stop every process that has the store open, then start them again, and never delete lock.mdb")
+            raise StoreUnavailable(message)
+        return txn
 
     def update(self, change: Callable[[Callable[[bytes, bytes], object]], object]) -> None:
         """A few puts in a transaction of their own, the map grown where it must be; durable on return.  Call within `turn`."""
@@ -476,9 +526,21 @@ class Engine:
         """Double the map; raises StoreFull at the limit.  Call within `turn`, with no transaction of this thread open."""
         now = self._env.info()["map_size"]
         if now >= self.map_bytes_max:
-            message = f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; raise map_bytes_max"
+            if self._env.reader_check():
+                return  # what killed readers kept is free now
+            message = (f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; "
+                       f"{self._behind()}raise map_bytes_max")
             raise StoreFull(message)
         self._resize(min(now * 2, self.map_bytes_max))
+
+    def _behind(self) -> str:
+        """Who reads what was replaced long ago, so that its pages are not used again; "" where nobody does."""
+        newest = self._env.info()["last_txnid"]
+        behind = [(newest - txn, process) for process, txn in self.readers() if txn is not None and newest - txn > 1]
+        if not behind:
+            return ""
+        commits, process = max(behind)
+        return f"process {process} has been reading since {commits} commits ago and keeps their pages: end it, or "
 
     def _resize(self, map_bytes: int) -> None:
         with self._gate:
@@ -500,8 +562,9 @@ class Engine:
             try:
                 self._gate.wait_for(lambda: self._readers == 0, timeout=self.writer_wait_s_max)
                 map_bytes = self._env.info()["map_size"]
-                self._env.close()
+                self._let_go()
                 self._env = self._open(map_bytes)
+                self._footing = Footing(self.path / DATA)
             finally:
                 self._growing = False
                 self._gate.notify_all()
@@ -544,6 +607,11 @@ def rows_of(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, rows_max: i
     while stop and rows and rows[-1][0] >= stop:
         rows.pop()
     return rows
+
+
+def _before(cursor: lmdb.Cursor[bytes], key: bytes) -> bool:
+    """Put the cursor on the last key before `key`; whether there is one."""
+    return cursor.prev() if cursor.set_range(key) else cursor.last()
 
 
 def _chunk(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
