@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from statemachine.store import Store
-    from statemachine.store.checkup import Finding
+    from statemachine.store.careful import Finding
 
 pytestmark = pytest.mark.usefixtures("no_events")
 READER = """
