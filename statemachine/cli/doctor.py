@@ -40,7 +40,7 @@ def doctor(
     processes: Annotated[int | None, typer.Option(min=1, show_default=False, metavar="N", help=(
         "How many processes may look at a large store at once, by default one for each processor."))] = None,
 ) -> None:
-    """Examine a store and change nothing: each record, the audit chain, the disk; 1 where something is found, 3 if it cannot open.
+    """Examine a store, changing nothing: each record, the audit chain, the disk; 1 where anything is found, 3 if it cannot open.
 
     Example: resetguard doctor --store ./state --quarantine-days 90
     """

@@ -1,4 +1,4 @@
-"""A writer in `group` mode is killed with attempts under way: the next opening settles them, at a cost that users do not raise."""
+"""A writer in `group` mode is killed with attempts under way: the next opening settles them, at no cost that grows with users."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def killed(path: Path, users: int) -> list[str]:
 
 def everything(path: Path) -> dict[str, bytes]:
     """All that lies in the directory, but LMDB's own table of readers."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "lock.mdb"}
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != "lock.mdb")
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def check_killed(path: Path, users: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,11 @@ def sealed(key: bytes, content: bytes) -> Callable[[Any], object]:
     return lambda txn: txn.put(key, codec.seal(key, content))
 
 
+def first_step_known(txn: Any) -> None:
+    without(keys.version(ANN, 1))(txn)
+    head_with(first=2)(txn)
+
+
 def reseal(txn: Any, key: bytes, content: bytes) -> None:
     txn.put(key, codec.seal(key, content))
 
@@ -156,6 +161,7 @@ PLANTED: dict[str, tuple[Callable[[Any], object], str, str, str]] = {
     "gap": (without(keys.version(ANN, 3)), "versions", "user 'ann'", "version 3 missing"),
     "wide gap": (without(keys.version(ANN, 3), keys.version(ANN, 4)), "versions", "user 'ann'", "versions 3 to 4 missing"),
     "first step without image": (without(keys.version(ANN, 1)), "versions", "user 'ann'", "no image before it"),
+    "first step that the head knows": (first_step_known, "versions", "user 'ann'", "version 2, the oldest, is a step"),
     "first version": (head_with(first=2), "versions", "user 'ann'", "begins at version 2, and it begins at 1"),
     "aside count": (with_records((keys.aside(ANN), Aside(7, LAST_US))), "kept aside", "user 'ann'", "says 7, and 1 are there"),
     "no aside count": (without(keys.aside(b"only-aside")), "kept aside", "user 'only-aside'", "says 0, and 1 are there"),
