@@ -8,6 +8,7 @@ with the reason, in the same commit.
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from typing import NamedTuple
 
 from statemachine import codec
@@ -122,8 +123,9 @@ def _replace_head(  # noqa: PLR0913 - what the new head is made of
     """The head anew in the draft: as it was where the log is whole, else a new version after the newest number."""
     key, estimator = user_key(good.user), store.estimator
     state_us = estimator.at_us(good.state)
-    images = tuple(v for v, value in log.versions(store.engine.scan, key) if _is_image(keys.version(key, v), value))
-    head = Head(newest, estimator.encode(good.state), good.author, estimator.kernel, images[: log.IMAGES_AT_HAND][::-1],
+    newest_first = (v for v, value in log.versions(store.engine.scan, key) if _is_image(keys.version(key, v), value))
+    images = tuple(islice(newest_first, log.IMAGES_AT_HAND))[::-1]  # and the rest of a long log is not read
+    head = Head(newest, estimator.encode(good.state), good.author, estimator.kernel, images,
                 store.version_range(good.user)[0], state_us, state_us, store.validator.fingerprint)
     draft.delete(keys.pin(key))
     if good.version == newest:
