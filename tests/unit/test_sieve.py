@@ -1,0 +1,123 @@
+"""The sieve lets nothing pass that the careful look would not: on stores damaged at random both find the same."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from statemachine import BODY_WEIGHT, StoreCorrupt, StoreForeign, codec
+from statemachine.state import Reading
+from statemachine.store import Store, keys
+from statemachine.store.careful import Finding, StoreWide, user_now
+from statemachine.store.checkup import Checkup
+from statemachine.store.sieve import prefix_of
+from tests.regression.scene import BY, opened, raw, weighed, working
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import lmdb
+
+pytestmark = pytest.mark.usefixtures("no_events")
+DAMAGES = 40
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two users with a log, something kept aside, a reset by hand, and a source that was read."""
+    path = tmp_path / "store"
+    with working(path) as (_, manager, processor):
+        for day in range(4):
+            processor.process_batch([weighed(user, day, 80.0 + 0.1 * day) for user in ("ann", "bob")])
+        processor.process(weighed("ann", 5, 150.0))
+        manager.perform_reset("bob", **BY)
+    return path
+
+
+def carefully(store: Store) -> set[Finding]:
+    """What the careful look finds that is shown every record of the store."""
+    found: set[Finding] = set()
+    with store.engine.reading() as txn:
+        wide = StoreWide(store.meta(), store.meta)
+        for key, value in store.engine.scan(b"\0", keys.FIRST_USER):
+            found.update(wide.judged(txn.get, key, value))
+    prefixes = {prefix_of(key) for key, _ in store.engine.scan(keys.FIRST_USER, b"\xff" * 8)}
+    for prefix in prefixes:
+        found.update(user_now(store.engine, store.estimator, prefix)[0])
+    check = store.verify_audit()
+    if check.bad_seq is not None:
+        found.add(Finding("audit chain", "error", f"audit row {check.bad_seq}", check.problem, ""))
+    return found
+
+
+def damage(txn: lmdb.Transaction, dice: random.Random) -> str:
+    """Change one record: its bytes, its content under a right checksum, its key, or whether it is there."""
+    with txn.cursor() as cursor:
+        rows = [(bytes(key), bytes(value)) for key, value in cursor if key not in (keys.META, keys.CHAIN)]
+    key, value = dice.choice(rows)
+    how = dice.choice(("gone", "torn", "content", "content", "cut", "another's", "another's key"))
+    if how == "gone":
+        txn.delete(key)
+    elif how == "another's":
+        txn.put(key, dice.choice(rows)[1])
+    elif how == "another's key":
+        at = dice.randrange(len(key))
+        moved = key[:at] + bytes((key[at] ^ 1 << dice.randrange(7),)) + key[at + 1:]
+        txn.put(moved, codec.seal(moved, value[16:]) if value else value)
+    elif len(value) <= 16:
+        txn.put(key, value + b"\1")
+    else:
+        at = dice.randrange(16, len(value))
+        content = value[16:at] + (b"" if how == "cut" else bytes((value[at] ^ 1 << dice.randrange(8),)) + value[at + 1:])
+        txn.put(key, value[:16] + content if how == "torn" else codec.seal(key, content))
+    return f"{how} at {key!r}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_find_the_same_in_damaged_stores(path: Path, seed: int) -> None:
+    dice, sound = random.Random(seed), path / "data.mdb"
+    before, found_any = sound.read_bytes(), 0
+    for _ in range(DAMAGES):
+        with raw(path) as txn:
+            did = [damage(txn, dice) for _ in range(dice.choice((1, 1, 3)))]
+        with opened(path, readonly=True) as store:
+            quick = {f._replace(remedy="") if f.check == "audit chain" else f for f in Checkup(store).run()}
+            assert quick == carefully(store), did
+        found_any += bool(quick)
+        sound.write_bytes(before)
+        (path / "lock.mdb").unlink()
+    assert found_any > DAMAGES / 2
+
+
+def refuses(call: object, *arguments: object) -> bool:
+    try:
+        call(*arguments)  # type: ignore[operator]
+    except (StoreCorrupt, StoreForeign):
+        return True
+    return False
+
+
+def test_quick_checks_refuse_what_the_slow_ones_refuse(path: Path) -> None:
+    """A state, a record and a step, each cut at every byte and with every byte changed."""
+    with opened(path, readonly=True) as store:
+        loaded = store.load("ann")
+        assert loaded is not None
+        state = BODY_WEIGHT.encode(loaded.state)
+    step = codec.encode_step(Reading(1, (80.0,), 0.1), 1)
+    record = codec.seal(b"key", b"content")
+    compressed = codec.seal(b"key", b"content", compress=True)
+    assert codec.contents([(b"key", record), (b"key", compressed), (b"key", b"")]) == [b"content", b"", b""]
+    for sound, quick, slow in (
+        (state, lambda data: refuses(BODY_WEIGHT.check, data), lambda data: refuses(BODY_WEIGHT.decode, data)),
+        (step, lambda data: not codec.is_step(data), lambda data: refuses(codec.decode_step, data)),
+        (record, lambda data: not codec.contents([(b"key", data)])[0], lambda data: refuses(codec.unseal, b"key", data)),
+    ):
+        assert not quick(sound)
+        assert not slow(sound)
+        for at in range(len(sound)):
+            for flipped in (*(sound[at] ^ 1 << bit for bit in range(8)), 0xC0, 0xCB):
+                data = sound[:at] + bytes((flipped,)) + sound[at + 1:]
+                assert quick(data) == slow(data), data
+            assert quick(sound[:at]) == slow(sound[:at]), sound[:at]
