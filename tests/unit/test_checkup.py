@@ -374,6 +374,15 @@ def test_erased_rows_are_no_finding(path: Path, chunks: str) -> None:
         assert list(Checkup(store).run()) == []
 
 
+def test_index_key_of_a_wrong_length_is_found_where_its_row_is_erased(path: Path) -> None:
+    """An erased row has no part in the sums of those who find it."""
+    with opened(path) as store:
+        prune_audit(store, before_us=store.clock.now_us() + 1, **BY)
+    with raw(path) as txn:
+        txn.put(b"ann\0a1" + (1).to_bytes(8, "big"), b"")
+    assert [(finding.check, finding.subject) for finding in examined(path)] == [("audit index", "user 'ann'")]
+
+
 def die(_: Piece) -> None:
     os._exit(1)
 
