@@ -40,7 +40,6 @@ _image: Final = msgspec.msgpack.Decoder(Image).decode
 _pin: Final = msgspec.msgpack.Decoder(Pin).decode
 _AUDIT_OF, _BREAKER, _IDENTITY, _ASIDE, _STATE, _VERSION = b"abirsv"
 _END: Final = (b"", b"")
-_AUDIT_KEY_BYTES: Final = 10
 _DOUBTFUL: Final = (*BAD, IndexError)
 
 Ranges = tuple[tuple[int, int], ...]
@@ -242,8 +241,6 @@ def sift_audit(rows: Iterable[tuple[bytes, bytes]], first: int, log: Log, tally:
         seq = int.from_bytes(seq_bytes, "big")
         tally.rows += 1
         try:
-            if len(key) != _AUDIT_KEY_BYTES:
-                raise IndexError(key)
             row = audit.parse(codec.unseal(key, value))
             public = row.public
             if not seq == public.seq == expected or (after and row.prev_hash != after):
