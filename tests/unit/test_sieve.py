@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from statemachine import BODY_WEIGHT, StoreCorrupt, StoreForeign, codec
+from statemachine import BODY_WEIGHT, ResetManager, StoreCorrupt, StoreForeign, audit, codec
+from statemachine.erasure import prune_audit
 from statemachine.state import Reading
 from statemachine.store import Store, keys
 from statemachine.store.careful import Finding, StoreWide, user_now
 from statemachine.store.checkup import Checkup
-from statemachine.store.sieve import prefix_of
+from statemachine.store.sieve import Log, Segment, Tally, prefix_of, sift_audit
 from tests.regression.scene import BY, opened, raw, weighed, working
 
 if TYPE_CHECKING:
@@ -98,6 +99,31 @@ def test_both_find_the_same_in_damaged_stores(path: Path, seed: int) -> None:
         sound.write_bytes(before)
         (path / "lock.mdb").unlink()
     assert found_any > DAMAGES / 2
+
+
+def test_segment_of_the_chain_is_sound_only_where_each_row_follows(path: Path) -> None:
+    """A row left out, one that follows another, one of another number, one torn, an erased anchor; erasures are noted."""
+    with opened(path) as store:
+        prune_audit(store, before_us=store.clock.now_us() + 1, **BY)
+        ResetManager(store).perform_reset("bob", **BY)
+        rows = [(key, codec.unseal(key, value)) for key, value in store.engine.scan(keys.AUDIT, keys.after(keys.AUDIT))]
+    last = len(rows)
+
+    def segment(changed: int = 0, content: bytes = b"", *, gone: bool = False) -> Segment:
+        stored = [(key, codec.seal(key, content if at == changed else was)) for at, (key, was) in enumerate(rows, 1)
+                  if not (gone and at == changed)]
+        return sift_audit(stored, 1, Log(last), Tally())
+
+    sound = segment()
+    assert (sound.sound, sound.rows, sound.erased) == (True, last, ((1, last - 2),))
+    assert sound.covered[0][0] == 1
+    newest, anchor = rows[-1][1], rows[-2][1]
+    assert not segment(2, gone=True).sound
+    assert not segment(last, bytes(32) + newest[32:]).sound
+    assert not segment(last, newest.replace(b'"seq":%d' % last, b'"seq":%d' % (last + 1))).sound
+    assert not segment(last, b"torn").sound
+    assert not segment(last - 1, audit.erased(anchor)).sound
+    assert segment(last, audit.erased(newest)).erased == ((1, last - 2), (last, last))
 
 
 def refuses(call: object, *arguments: object) -> bool:
