@@ -12,6 +12,7 @@ What a schema adds stands at the end of its record with a default, so that one r
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -39,6 +40,8 @@ RECORD_BYTES_MAX: Final = 1 << 24
 _HEAD: Final = struct.Struct("<BBBxI")
 _SUM: Final = struct.Struct("<Q")
 _checksum: Final = xxhash.xxh3_64_intdigest
+_digest: Final = xxhash.xxh3_64_digest
+"""The same, as bytes with the highest first; the frame has the lowest first."""
 _FRAME_BYTES: Final = _HEAD.size + _SUM.size
 _STEP: Final = struct.Struct("<BBqd")
 
@@ -51,6 +54,7 @@ STEP_BYTES: Final = _STEP_TYPE.itemsize
 
 STEP: Final = 1
 IMAGE: Final = 2
+_STEP_KIND: Final = bytes((STEP,))
 
 
 class Steps(NamedTuple):
@@ -113,6 +117,27 @@ def raised(key: bytes, record: bytes) -> bytes:
     _, _, flags, length = _HEAD.unpack_from(record)
     head, content = _HEAD.pack(MAGIC, SCHEMA, flags, length), record[_FRAME_BYTES:]
     return head + _SUM.pack(_checksum(key + head + content)) + content
+
+
+def contents(rows: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """The contents of many records at once; b"" for each that is not plainly sound, which `unseal` then judges."""
+    digest, plain = _digest, _plain
+    return [
+        content if digest(key + record[:8] + (content := record[_FRAME_BYTES:])) == record[15:7:-1]
+        and record[:8] == plain(len(content)) else b""
+        for key, record in rows
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _plain(length: int) -> bytes:
+    """What the frame of an uncompressed record of so many bytes begins with."""
+    return _HEAD.pack(MAGIC, SCHEMA, 0, length)
+
+
+def is_step(content: bytes) -> bool:
+    """Whether `decode_step` would take it, which needs its kind and as many bytes as some number of values has."""
+    return content[:1] == _STEP_KIND and len(content) >= _STEP.size and not (len(content) - _STEP.size) % 8
 
 
 def pack(value: Any) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -106,6 +107,8 @@ SOURCE_MULTIPLIERS: Final[Mapping[str, float]] = {
 """Observation-noise multipliers by source; a source not listed has 1.0, is not manual, and is reported."""
 
 _TREND_SD_KG_PER_DAY: Final = 0.05
+_EARLIEST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
+_LATEST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
 
 
 @lru_cache(maxsize=10_000)
@@ -156,6 +159,17 @@ class BodyWeight:
         except (msgspec.MsgspecError, struct.error, TypeError, ValueError, OverflowError) as error:
             message = f"a body-weight state does not decode: {error}"
             raise StoreCorrupt(message) from error
+
+    def check(self, data: bytes) -> None:
+        """Raise what `decode` would, and build nothing."""
+        try:
+            _, packed, (reset_us, *_), _, _ = _decode(data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            message = f"a body-weight state does not decode: {error}"
+            raise StoreCorrupt(message) from error
+        if len(packed) % PAIR.size or not (reset_us is None or _EARLIEST_US <= reset_us <= _LATEST_US):
+            message = "a body-weight state does not decode: its buffer is torn, or its last reset is in no year from 1 to 9999"
+            raise StoreCorrupt(message)
 
     def is_state(self, value: Any) -> bool:
         """Whether `value` is an `EstimatorState`."""

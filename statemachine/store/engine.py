@@ -463,10 +463,25 @@ class Engine:
     def turn(self) -> Iterator[None]:
         """The right to write, among all processes; raises StoreBusy after `writer_wait_s_max`."""
         self.check_writable()
+        with self._turn(os.O_CREAT | os.O_RDWR):
+            yield
+
+    @contextlib.contextmanager
+    def stillness(self) -> Iterator[None]:
+        """As `turn`, for a look at what writers change in theirs: the store may be open for reading, and nothing is made."""
+        self.check()
+        if self._writer is None and not (self.path / WRITER_LOCK).exists():
+            yield  # a backup, or a store that nobody has written yet
+            return
+        with self._turn(os.O_RDONLY):
+            yield
+
+    @contextlib.contextmanager
+    def _turn(self, flags: int) -> Iterator[None]:
         waited, pause = 0.0, _POLL_S[0]
         if self._writer is None:
             try:
-                self._writer = os.open(self.path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                self._writer = os.open(self.path / WRITER_LOCK, flags | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 message = f"opening the store {self.path}: {error}"
                 raise StoreUnavailable(message) from error

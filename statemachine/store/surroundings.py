@@ -14,7 +14,7 @@ from statemachine.clock import US_PER_DAY
 from statemachine.errors import ResetError, StoreUnavailable
 from statemachine.marks import ASIDE, DeadMarks
 from statemachine.store import engine as door
-from statemachine.store.checkup import Finding
+from statemachine.store.careful import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,17 +65,27 @@ def refuse_network(path: Path) -> None:
 
 
 def dead_owners(store: Store) -> Iterator[tuple[str, int]]:
-    """The files of marks whose owner is gone and the attempts in each that nobody has settled; raises StoreBusy."""
-    for path in sorted((store.path / door.OWNERS).iterdir(), key=lambda p: p.name):
-        if not path.name.isdigit() or int(path.name) == store.committer.owner:
+    """The owners that are gone with attempts that nobody has settled, and how many; changes nothing, raises StoreBusy."""
+    own = None if store.readonly else store.committer.owner
+    for path in _owners(store):
+        if not path.name.isdigit() or int(path.name) == own:
             continue
-        with store.engine.turn():  # whoever makes such a file locks it within its own turn
+        with store.engine.stillness():  # whoever makes such a file locks it within its own turn
             dead = DeadMarks.take(path)
+            unsettled = []
             if dead is not None:
                 try:
-                    yield path.name, len(dead.marks())
+                    unsettled = dead.marks()
                 finally:
                     dead.leave()
+        if unsettled:
+            yield path.name, len(unsettled)
+
+
+def _owners(store: Store) -> list[Path]:
+    """The files of marks, by name; a backup has none."""
+    owners = store.path / door.OWNERS
+    return [] if (store.path / door.MANIFEST).exists() and not owners.exists() else sorted(owners.iterdir())
 
 
 def examine(store: Store) -> Iterator[Finding]:
@@ -114,7 +124,7 @@ def import_name(owners: list[str]) -> Iterator[Finding]:
 def _marks(store: Store) -> Iterator[Finding]:
     for owner, attempts in dead_owners(store):
         yield Finding("marks", "warning", f"owner {owner}", f"its process is gone, and {attempts} attempts of it are unsettled",
-                      "open the store once more: opening settles them")
+                      "open the store for writing, as the next `resetguard process` or `recover` does: that settles them")
     for path in sorted((store.path / door.OWNERS).glob(f"*{ASIDE}")):
         yield Finding("marks", "warning", str(path), "marks of attempts that no process here could read are kept in it",
                       "a newer resetguard may have written them: give the file its old name, without the ending, and open the "
@@ -169,8 +179,7 @@ def _lock_file(store: Store) -> Iterator[Finding]:
 
 
 def _modes(store: Store) -> Iterator[Finding]:
-    owners = store.path / door.OWNERS
-    for path in (store.path, *sorted(store.path.iterdir()), *sorted(owners.iterdir())):
+    for path in (store.path, *sorted(store.path.iterdir()), *_owners(store)):
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:  # an owner that ended meanwhile
