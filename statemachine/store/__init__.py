@@ -31,7 +31,7 @@ from statemachine.estimator import BODY_WEIGHT, Estimator
 from statemachine.marks import DeadMarks, Marks
 from statemachine.state import user_key
 from statemachine.store import engine as door
-from statemachine.store import keys, log
+from statemachine.store import keys, log, making
 from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
 from statemachine.store.engine import OPENER, Engine, Opener
@@ -153,7 +153,7 @@ class Store:
             raise StoreUnavailable(message)
         refuse_network(directory)
         if missing:
-            door.create(directory, _first_records(estimator, clock, ids), opener)
+            making.create(directory, _first_records(estimator, clock, ids), opener)
         engine = Engine(
             directory, sync=durability != "process", map_bytes=limits.map_bytes, map_bytes_max=limits.map_bytes_max,
             writer_wait_s_max=limits.writer_wait_s_max, clock=clock, opener=opener, readonly=readonly,
@@ -161,7 +161,7 @@ class Store:
         try:
             engine.lengthen()
             if not readonly:
-                door.clear_anew(directory)  # nobody is making the file anew while this is open
+                making.clear_anew(directory)  # nobody is making the file anew while this is open
             meta = checked_meta(engine, estimator)
             return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids,
                        intents=intents)

@@ -27,7 +27,7 @@ from statemachine.breaker import Breaker
 from statemachine.clock import Clock, Ids, SystemClock, SystemIds
 from statemachine.errors import InvalidInput, StoreCorrupt, StoreFull, StoreUnavailable
 from statemachine.estimator import BODY_WEIGHT, Estimator
-from statemachine.store import Store, StoreLimits, checked_meta, keys
+from statemachine.store import Store, StoreLimits, checked_meta, keys, making
 from statemachine.store import engine as door
 from statemachine.store.committer import audit_tail
 from statemachine.store.engine import Engine
@@ -212,7 +212,7 @@ class _Work:
         """The new file, verified and in its place."""
         meta, before = self.meta, (self.path / door.DATA).stat().st_size
         self._require_room(engine)
-        door.clear_anew(self.path)
+        making.clear_anew(self.path)
         try:
             self.aside.mkdir(mode=0o700)
             attempt_id = self.ids.attempt_id()
@@ -247,7 +247,7 @@ class _Work:
         """Write every record to the new file, in the order of the keys; the count must be the one that LMDB has."""
         info, seen = engine.info(), 0
         last = b""
-        with door.fresh(self.aside, info["map_size"]) as put_all:
+        with making.fresh(self.aside, info["map_size"]) as put_all:
             chunk: list[tuple[bytes, bytes]] = []
             for key, value in engine.scan(FIRST, LAST):
                 if key <= last:

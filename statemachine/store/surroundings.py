@@ -14,6 +14,7 @@ from statemachine.clock import US_PER_DAY
 from statemachine.errors import ResetError, StoreUnavailable
 from statemachine.marks import ASIDE, DeadMarks
 from statemachine.store import engine as door
+from statemachine.store import making
 from statemachine.store.careful import Finding
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _marks(store: Store) -> Iterator[Finding]:
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
-    for left in door.leftovers(store.path.parent):
+    for left in making.leftovers(store.path.parent):
         yield Finding("leftovers", "warning", str(left),
                       "a backup or a store that was being made when its process died; it may hold a copy of everybody's data",
                       "delete it, or make a backup in the same directory: that deletes it")

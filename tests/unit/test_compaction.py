@@ -34,7 +34,7 @@ from statemachine.breaker import Breaker
 from statemachine.cli import app
 from statemachine.processor import SourceRow
 from statemachine.store import engine as door
-from statemachine.store import keys
+from statemachine.store import keys, making
 from statemachine.store.compaction import compact, migrate, schemas
 from statemachine.store.life import backup
 from statemachine.store.records import Aside, Meta, Unreadable
@@ -335,7 +335,7 @@ def test_a_new_file_that_does_not_hold_the_same_never_takes_the_place_of_the_old
     path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A record lost, changed or added on the way, each planted between the writing and the reading back."""
-    real = door.fresh
+    real = making.fresh
     before = (path / "data.mdb").stat().st_ino
 
     def lost(records: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -354,7 +354,7 @@ def test_a_new_file_that_does_not_hold_the_same_never_takes_the_place_of_the_old
             return _passing(real(directory, size), fault)
 
         with monkeypatch.context() as ill:
-            ill.setattr(door, "fresh", faulty)
+            ill.setattr(making, "fresh", faulty)
             assert "does not hold" in str(refused(StoreCorrupt, compact, path, **BY))
         assert (path / "data.mdb").stat().st_ino == before
 
