@@ -313,6 +313,7 @@ def _scratch(store: Store) -> Iterator[Store]:
     try:
         scratch = Store.open(directory / "scratch", estimator=store.estimator, durability="process", limits=store.limits,
                              clock=store.clock, ids=store.ids)
+        scratch.engine.hide()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     with scratch:

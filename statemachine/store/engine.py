@@ -215,6 +215,14 @@ class Engine:
             os.close(self._writer)
         self._release()
 
+    def hide(self) -> None:
+        """Take the store's directory off the disk: nobody else can open it, and nothing of it outlives this process.
+
+        A scratch store is used like this; it cannot be opened anew after an error of LMDB's.
+        """
+        self._footing.lose_names()
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def _let_go(self) -> None:
         self._footing.mend_for_closing()
         self._env.close()

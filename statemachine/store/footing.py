@@ -56,6 +56,11 @@ class Footing:
             self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
             self._lock_bytes = os.fstat(self._lock).st_size
         self._data_bytes = os.fstat(self._data).st_size
+        self._named = True
+
+    def lose_names(self) -> None:
+        """The files are about to lose their names, on purpose: nobody else will ever open them."""
+        self._named = False
 
     def check(self) -> None:
         """Raise before a page is touched that is not there any more; for each read, and so by the cheapest calls there are.
@@ -66,7 +71,7 @@ class Footing:
             return  # closed with its environment, which refuses all use itself
         if self._lock >= 0:
             stat = os.fstat(self._lock)
-            if stat.st_nlink == 0 or stat.st_size < self._lock_bytes:
+            if (self._named and stat.st_nlink == 0) or stat.st_size < self._lock_bytes:
                 self._refuse_lock()
         size = os.lseek(self._data, 0, os.SEEK_END)
         if size < self._data_bytes:
@@ -79,7 +84,7 @@ class Footing:
         """As `check`, and raise StoreUnavailable where another file has come in the place of one of the two; for each write."""
         self.check()
         for descriptor, path in ((self._lock, self._lock_path), (self._data, self._data_path)):
-            if descriptor < 0:
+            if descriptor < 0 or not self._named:
                 continue
             own = os.fstat(descriptor)
             try:

@@ -42,6 +42,7 @@ _pin: Final = msgspec.msgpack.Decoder(Pin).decode
 _AUDIT_OF, _BREAKER, _IDENTITY, _ASIDE, _STATE, _VERSION = b"abirsv"
 _END: Final = (b"", b"")
 _NONE_ASIDE: Final = Aside(0, 0)
+_NO_HEAD: Final[Head | None] = None
 _DOUBTFUL: Final = (*BAD, IndexError)
 
 Ranges = tuple[tuple[int, int], ...]
@@ -137,17 +138,11 @@ def sift_users(  # noqa: PLR0912, PLR0913, PLR0915 - one loop: what it calls, it
     rows: Iterable[tuple[bytes, bytes]], log: Log, doubted: frozenset[int], check: Callable[[bytes], object], tally: Tally,
     kept_max: int,
 ) -> tuple[list[bytes], list[bytes], set[bytes]]:
-    """Judge whole users: the suspects, those with an index key in a doubted stretch, and who should have a pin.
-
-    `check` raises what decoding a state raises.  Who has more than `kept_max` measurements kept aside is a suspect too.
-    """
-    suspects: list[bytes] = []
-    in_doubt: list[bytes] = []
-    pinned: set[bytes] = set()
+    """Whole users: suspects (also for more than `kept_max` kept aside), those with an index key in doubt, who needs a pin."""
+    suspects, in_doubt, pinned = list[bytes](), list[bytes](), set[bytes]()
     sums, width, tail, erased = tally.user_sums, log.width, log.tail, log.erased
     from_bytes, contents, is_step, image_kind = int.from_bytes, codec.contents(rows), codec.is_step, codec.IMAGE
-    prefix, letter_at = b"\0", 1  # no user's
-    head: Head | None = None
+    prefix, letter_at, head = b"\0", 1, _NO_HEAD  # no user's
     wrong = doubtful = step_first = False
     identities = kept = pruned = versions = newest = number = 0
     aside = _NONE_ASIDE
@@ -172,7 +167,7 @@ def sift_users(  # noqa: PLR0912, PLR0913, PLR0915 - one loop: what it calls, it
                 continue
             letter_at = len(prefix)
             wrong = doubtful = step_first = False
-            head = None
+            head = _NO_HEAD
             identities = kept = pruned = versions = newest = number = 0
             aside = _NONE_ASIDE
         try:

@@ -56,8 +56,8 @@ def carefully(store: Store) -> set[Finding]:
 
 def kind_of(key: bytes) -> bytes:
     """The letters that say what a record is."""
-    at = key.index(b"\0")
-    return key[at:at + 2] if at else key[:2] + b"\0"
+    at = key.find(b"\0")
+    return key[at:at + 2] if at > 0 else key[:2] + b"\0"
 
 
 def damage(txn: lmdb.Transaction, dice: random.Random) -> str:
