@@ -308,7 +308,8 @@ class ResetTransaction:
         if not self._store.estimator.is_state(candidate):
             message = f"operation {name!r} on {self.user!r} returned a {type(candidate).__name__}, not a state"
             raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id)
-        violations = self._store.validator.validate(candidate, self.now.wall_us, known)
+        present_us = max(self.now.wall_us, self._store.clock.now_us())  # what it was begun from may be later than its begin
+        violations = self._store.validator.validate(candidate, present_us, known)
         if violations:
             self.violations = violations
             message = f"operation {name!r} on {self.user!r} made an invalid state: " + "; ".join(map(str, violations[:3]))

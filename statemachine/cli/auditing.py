@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from statemachine.alerts import broken, tell
-from statemachine.cli import alerting, console
+from statemachine.cli import console
 from statemachine.cli.console import Column
 from statemachine.cli.instants import instant_us, shown
 from statemachine.errors import InvalidInput, ResetError
@@ -203,8 +203,7 @@ def audit_verify(
 
     Example: resetguard audit verify --store ./state
     """
-    with console.command(), alerting.attached(console.say) as attach, console.reading(store) as opened:
-        attach(opened)
+    with console.command(), console.reading(store) as opened:
         if against is not None and re.fullmatch("[0-9a-fA-F]{64}", against.strip()) is None:
             message = f"--against {against[:80]!r} is no head hash; one has 64 hexadecimal digits"
             raise InvalidInput(message)

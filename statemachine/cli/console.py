@@ -169,10 +169,11 @@ def _mute() -> None:
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[Store]:
-    """Open a store that is there, to look at it; InvalidInput, and nothing is made, where there is none."""
-    _require_store(directory)
-    with Store.open(directory, readonly=True) as store:
-        yield store
+    """Open a store that is there, to look at it; InvalidInput, and nothing is made, where there is none.
+
+    The hooks that the command was given are told of what is alarming in it.
+    """
+    yield from _opened(directory, readonly=True)
 
 
 @contextlib.contextmanager
@@ -181,8 +182,12 @@ def writing(directory: Path) -> Iterator[Store]:
 
     The hooks that the command was given are told of what is alarming in it.
     """
+    yield from _opened(directory, readonly=False)
+
+
+def _opened(directory: Path, *, readonly: bool) -> Iterator[Store]:
     _require_store(directory)
-    with alerting.attached(say) as attach, Store.open(directory) as store:
+    with alerting.attached(say) as attach, Store.open(directory, readonly=readonly) as store:
         attach(store)
         yield store
 

@@ -73,9 +73,10 @@ class Footing:
             stat = os.fstat(self._lock)
             if (self._named and stat.st_nlink == 0) or stat.st_size < self._lock_bytes:
                 self._refuse_lock()
+        known = self._data_bytes  # before the size is asked for: another thread may see the file grow meanwhile
         size = os.lseek(self._data, 0, os.SEEK_END)
-        if size < self._data_bytes:
-            message = (f"{self._data_path} was cut short while it is open: it has {size} bytes of {self._data_bytes}; "
+        if size < known:
+            message = (f"{self._data_path} was cut short while it is open: it has {size} bytes of {known}; "
                        f"{_REMEDY}, and restore from a backup what cannot be read then")
             raise StoreCorrupt(message)
         self._data_bytes = size

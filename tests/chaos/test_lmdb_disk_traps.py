@@ -320,7 +320,7 @@ def test_a_key_out_of_order_is_never_taken_for_nothing_stored(tmp_path: Path) ->
             store.load("ann")
         outcome = processor.process(weighed("ann", 3, 50.0))
         assert (outcome.status, outcome.reset) == ("quarantined", None)
-        assert [row.public.kind for row in store.audit("ann")] == ["initial"]
+        assert [row.public.event for row in store.audit("ann")] == ["reset.committed", "state.unrecoverable"]
         for user in ("amy", "bob"):
             assert head(store, user).kalman.at_us
         assert processor.process(weighed("bob", 3, 80.1)).version == 4

@@ -387,7 +387,7 @@ def test_an_interrupt_in_a_shadow_passes_and_leaves_one_outcome(tmp_path: Path) 
 def test_a_shadow_neither_runs_past_an_open_breaker_nor_takes_its_probe(tmp_path: Path, cooled: bool) -> None:
     settled(tmp_path / "s")
     watched = Watched()
-    policy = BreakerPolicy(failures_max=1, cooldown_s=0.0 if cooled else 1e6)
+    policy = BreakerPolicy(failures_max=1, cooldown_s=0.0 if cooled else 1e5)
     with opened(tmp_path / "s", estimator=watched) as store:
         manager = ResetManager(store, breaker=policy)
         with pytest.raises(MutationFailed):
