@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--rows N] [--users N] [--directory D] [--json FILE]`."""
+"""`python -m benchmarks [NAME ...] [--rows N] [--users N] [--directory D] [--keep D] [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import process
+from benchmarks import process, recovery, sweep
 from benchmarks.floor import MEANINGFUL_MS_MAX
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ USERS = 2_000
 BENCHMARKS: dict[str, Callable[[process.Settings], list[dict[str, Any]]]] = {
     "process": process.process,
     "memory": process.memory,
+    "sweep": sweep.sweep,
+    "recovery": recovery.recovery,
 }
 
 
@@ -36,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="measurements to make, by default as each benchmark has it")
     parser.add_argument("--users", type=int, default=USERS, help=f"people they are of, by default {USERS}")
     parser.add_argument("--directory", type=Path, default=Path(), help="where to work, by default here: it decides which disk")
+    parser.add_argument("--keep", type=Path, help="keep the store that `recovery` builds here, and use it again")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     parsed = parser.parse_args()
     unknown = [name for name in parsed.names if name not in BENCHMARKS]
@@ -50,7 +53,7 @@ def main() -> None:
     """Run what was asked for, print each as a table, and say where its figures mean little."""
     parsed = arguments()
     console = Console()
-    settings = process.Settings(parsed.rows, parsed.users, parsed.directory)
+    settings = process.Settings(parsed.rows, parsed.users, parsed.directory, parsed.keep)
     results = {}
     for name in parsed.names or ["process"]:
         results[name] = BENCHMARKS[name](settings)

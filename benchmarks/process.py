@@ -11,11 +11,15 @@ from benchmarks import command, data, floor
 
 
 class Settings(NamedTuple):
-    """What the command line asked for; `rows` None leaves the size to the benchmark."""
+    """What the command line asked for; `rows` None leaves the size to the benchmark.
+
+    `keep`: where a store that takes long to build is kept for the next run; None builds it anew.
+    """
 
     rows: int | None
     users: int
     directory: Path
+    keep: Path | None = None
 
 
 ROWS = 200_000

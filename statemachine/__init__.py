@@ -3,7 +3,15 @@
 Start with `Store.open`, `ResetManager` and `Processor`; ARCHITECTURE.md tells how they fit together.
 """
 
-from statemachine.breaker import BreakerPolicy
+import sys
+
+if sys.platform == "win32":
+    message = ("resetguard does not run on Windows: it needs the locks of POSIX, and what a rename and a sync promise there; use "
+               "Linux, for example under WSL 2, with the store on a disk of its own")
+    raise ImportError(message)
+
+from statemachine.alerts import Command, Webhook
+from statemachine.breaker import BreakerPolicy, GlobalBreakerPolicy
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
     BreakerOpen,
@@ -29,9 +37,10 @@ from statemachine.errors import (
 )
 from statemachine.estimator import BODY_WEIGHT, BodyWeight, Estimator, Operation
 from statemachine.machine import Phase
-from statemachine.manager import ResetManager
+from statemachine.manager import Health, ResetManager
 from statemachine.policy import ResetParameters, ResetPolicy
 from statemachine.processor import Outcome, Processor
+from statemachine.rollout import Rollout, RolloutProvider
 from statemachine.state import EstimatorState, Measured, Measurement, Reading
 from statemachine.store import Store, StoreLimits
 from statemachine.store.records import Loaded
@@ -45,12 +54,15 @@ __all__ = [
     "BreakerPolicy",
     "Checkpoint",
     "Clock",
+    "Command",
     "CommitInDoubt",
     "ConflictError",
     "ContractBroken",
     "Estimator",
     "EstimatorState",
     "FixTheInput",
+    "GlobalBreakerPolicy",
+    "Health",
     "Ids",
     "InvalidInput",
     "InvalidTransition",
@@ -72,6 +84,8 @@ __all__ = [
     "ResetResult",
     "ResetTransaction",
     "ResetValidationError",
+    "Rollout",
+    "RolloutProvider",
     "Rule",
     "StateValidator",
     "Store",
@@ -86,5 +100,6 @@ __all__ = [
     "UserUnknown",
     "VersionPruned",
     "Violation",
+    "Webhook",
     "finite_everywhere",
 ]

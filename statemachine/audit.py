@@ -15,7 +15,8 @@ import hashlib
 import queue
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 
 GENESIS: Final = bytes(32)
 EVENTS_QUEUED_MAX: Final = 10_000
+EARLY_ROWS_MAX: Final = 64
 FLUSH_S_MAX: Final = 2.0
 TEXT_CHARS_MAX: Final = 2_000
 SAID_BYTES_MAX: Final = 500
 ANCHORS: Final = ("user.forgotten", "audit.pruned")
 """The acts that erase personal parts; their rows say of which others (`covered`), and are themselves never erased."""
+ALARMING: Final = frozenset({"breaker.opened", "state.unrecoverable"})
+"""Rows that somebody must be told of; so must any whose details have `alert` true."""
 _HEADER_BYTES: Final = 68
 
 
@@ -202,21 +206,73 @@ def covered(row: Row) -> tuple[tuple[int, int], ...]:
     return ranges
 
 
+def alarming(row: Row) -> bool:
+    """Whether somebody must be told of the row."""
+    return row.public.event in ALARMING or row.personal.details.get("alert") is True
+
+
+class Note(NamedTuple):
+    """What the log does not hold, for structlog alone: an event with its fields, as a warning."""
+
+    event: str
+    fields: dict[str, Any]
+
+
+class Listener(Protocol):
+    """Who is offered every alarming row after its commit, in seq order, on the committing thread."""
+
+    def offer(self, row: Row) -> None:
+        """Take the row or drop it, at once."""
+
+    def close(self) -> None:
+        """The store is being closed: end within a bounded time."""
+
+
 class Emitter:
     """Copies committed rows to structlog from one daemon thread; `dropped` counts what a slow or failing sink lost."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | threading.Event] = queue.Queue(EVENTS_QUEUED_MAX)
+        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | Note | threading.Event] = queue.Queue(EVENTS_QUEUED_MAX)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._early: deque[Row] = deque(maxlen=EARLY_ROWS_MAX)
+        self.listeners: tuple[Listener, ...] = ()
         self.dropped = 0
 
     def emit(self, row: Row, context: dict[str, Any] | None) -> None:
         """Queue the row; returns at once whatever the sink does."""
+        self._put((row, context))
+        if alarming(row):
+            if not self.listeners:
+                self._early.append(row)
+            for listener in self.listeners:
+                try:
+                    listener.offer(row)
+                except Exception:  # noqa: BLE001 - no listener may fail a commit
+                    self.dropped += 1
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Queue a warning that is no row; returns at once whatever the sink does."""
+        self._put(Note(event, fields))
+
+    def attach(self, listener: Listener) -> None:
+        """Offer alarming rows from now on; the first listener is also offered those of this opening that came before it."""
+        self.listeners = (*self.listeners, listener)
+        while self._early:
+            listener.offer(self._early.popleft())
+
+    def close(self, timeout_s: float = FLUSH_S_MAX) -> None:
+        """Close the listeners, each within its own bound, then `flush`."""
+        listeners, self.listeners = self.listeners, ()
+        for listener in listeners:
+            listener.close()
+        self.flush(timeout_s)
+
+    def _put(self, item: tuple[Row, dict[str, Any] | None] | Note) -> None:
         try:
             if self._thread is None:
                 self._start()
-            self._queue.put_nowait((row, context))
+            self._queue.put_nowait(item)
         except (queue.Full, RuntimeError):  # RuntimeError: no more threads, as when the interpreter is ending
             self.dropped += 1
 
@@ -245,8 +301,11 @@ class Emitter:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
-            row, context = item
             try:
+                if isinstance(item, Note):
+                    logger.warning(item.event, **item.fields)
+                    continue
+                row, context = item
                 fields = {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
                 logger.info(fields.pop("event"), **{**(context or {}), **fields})
             except Exception:  # noqa: BLE001 - whatever a sink raises, the stored log is the record

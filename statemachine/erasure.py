@@ -8,9 +8,9 @@ in an unreadable row that could not be attributed to the user.
 
 What LMDB keeps: no record names the user, but the data file still holds bytes that no record is made of.  Pages that became
 free, and the unused part of pages in use, keep what they held until LMDB writes them again; and a branch page may keep a key
-of the user (its id, no value) as the bound between two pages.  LMDB's own compacting copy clears the first two and keeps the
-bound; only a file made anew, record by record, is free of all three.  Files of marks that other processes have open, and
-backups, are not reached.
+of the user (its id, no value) as the bound between two pages.  Only a file made anew, record by record, is free of all three:
+`store.compaction.compact` after `forget`, as the command does.  What the disk keeps of a file that was removed, the marks of
+attempts that other processes have under way, and backups are not reached.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from statemachine import audit, codec
 from statemachine.breaker import Breaker
 from statemachine.clock import iso
 from statemachine.errors import ConflictError, StoreBusy, StoreCorrupt, StoreForeign, UserUnknown
+from statemachine.gate import unlist
 from statemachine.state import user_key
 from statemachine.store import keys
 from statemachine.store.draft import Draft, record
-from statemachine.store.records import DISPOSITIONS, Aside, Head, Identity, Image, Pin, Unreadable
+from statemachine.store.records import DISPOSITIONS, Aside, Head, Identity, Image, Pin, Swept, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,10 +62,11 @@ class Pruned(NamedTuple):
 def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
     """Erase everything held about a user, in one commit, durable on return.
 
-    Its records and the marks of it in the global breaker go; audit rows about it lose their personal part and keep their
-    digest.  Raises UserUnknown where nothing is held, StoreCorrupt, having changed nothing, where an audit row about the user
-    is damaged, StoreBusy where other writers kept changing the user.  Whoever is still feeding the user begins it anew, and
-    an attempt on it that is under way elsewhere still gets its outcome in the log: stop both first, or forget again.
+    Its records, the marks of it in the global breaker and its places on the rollout's lists go; audit rows about it lose
+    their personal part and keep their digest.  Raises UserUnknown where nothing is held, StoreCorrupt, having changed nothing,
+    where an audit row about the user is damaged, StoreBusy where other writers kept changing the user.  Whoever is still
+    feeding the user begins it anew, and an attempt on it that is under way elsewhere still gets its outcome in the log: stop
+    both first, or forget again.
     """
     key = user_key(user)
     audit.require_said(user, actor=actor, reason=reason)
@@ -73,6 +75,7 @@ def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
             store.commit(store.draft())  # their rows, or they would be written after this
         draft = store.draft()
         records = _drop_records(draft, key)
+        unlist(draft, user)
         unread = _drop_unreadable(draft, user, records)
         erased = _erase_rows(draft, user, key)
         if not records and not erased:
@@ -96,18 +99,31 @@ def _drop_records(draft: Draft, key: bytes) -> set[bytes]:
         for at, value in draft.expect_keys(start, stop):
             draft.expect_as(at, value)
             dropped.add(at)
-    pin = keys.pin(key)
-    if draft.expect(pin) is not None:
-        dropped.add(pin)
+    for at in (keys.pin(key), keys.swept(key)):
+        if draft.expect(at) is not None:
+            dropped.add(at)
     for at in dropped:
         draft.delete(at)
-    common = record(Breaker, keys.GLOBAL_BREAKER, draft.expect(keys.GLOBAL_BREAKER))
-    if common is not None:
-        mark = xxhash.xxh3_64_intdigest(key)
-        failing = tuple(entry for entry in common.failing if entry[0] != mark)
-        if failing != common.failing:
-            draft.put(keys.GLOBAL_BREAKER, codec.pack(msgspec.structs.replace(common, failing=failing)))
+    _drop_mark(draft, key)
     return dropped
+
+
+def _drop_mark(draft: Draft, key: bytes) -> None:
+    """Take the user's mark out of the global breaker, which is expected to stand only where the mark is in it.
+
+    Any reset of anybody changes that breaker.  One of this user changes the user's own records too, and those are expected.
+    """
+    stored = draft.get(keys.GLOBAL_BREAKER)
+    common = record(Breaker, keys.GLOBAL_BREAKER, stored)
+    if common is None:
+        return
+    mark = xxhash.xxh3_64_intdigest(key)
+    failing = tuple(entry for entry in common.failing if entry[0] != mark)
+    failing_event = tuple(entry for entry in common.failing_event if entry[0] != mark)
+    if (failing, failing_event) != (common.failing, common.failing_event):
+        draft.expect_as(keys.GLOBAL_BREAKER, stored)
+        left = msgspec.structs.replace(common, failing=failing, failing_event=failing_event)
+        draft.put(keys.GLOBAL_BREAKER, codec.pack(left))
 
 
 def _ranges(key: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -227,7 +243,8 @@ def export_user(store: Store, user: str) -> Iterator[dict[str, Any]]:
     """
     key = user_key(user)
     empty = True
-    for start, stop in (*_ranges(key), (keys.pin(key), keys.pin(key) + b"\0")):
+    alone = (keys.pin(key), keys.swept(key))
+    for start, stop in (*_ranges(key), *((at, at + b"\0") for at in alone)):
         for at, value in store.engine.scan(start, stop):
             empty = False
             try:
@@ -259,6 +276,8 @@ def _exported(store: Store, user: str, key: bytes, at: bytes, value: bytes) -> d
         pin = codec.unpack(Pin, codec.unseal(at, value))
         state = _state(store, pin.state) if pin.state else None
         return {"record": "before_probation", "user": user, "version": pin.version, "state": state}
+    if at == keys.swept(key):
+        return {"record": "swept", "user": user, **_builtin(codec.unpack(Swept, codec.unseal(at, value)))}
     kind = at[len(key) + 1:len(key) + 2]
     if kind == b"a":
         return _audited(store, user, int.from_bytes(at[-8:], "big"))

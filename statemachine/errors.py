@@ -54,8 +54,9 @@ class TryLater(ResetError):
 class BreakerOpen(TryLater):
     """The circuit breaker refused the attempt before any mutation ran (INV-07).
 
-    `scope` is "user" or "global", `reason` one of "open", "forced-open", "probing", "suspect" and "changed";
-    `retry_at_us` (microseconds since 1970 UTC) is None where only another attempt's end can help.
+    `scope` is "user" or "global", `reason` one of "open", "forced-open", "probing", "suspect" and "changed"; or both are
+    "budget" where too many resets were committed within a minute.  With "changed", and with "budget" from a commit, the
+    operations have run and were rolled back.  `retry_at_us` (microseconds since 1970 UTC) is None where it cannot be told.
     """
 
     kind = "breaker-open"
@@ -73,7 +74,7 @@ class BreakerOpen(TryLater):
 class ConflictError(TryLater):
     """Another attempt changed the user after this one took its snapshot (INV-06); this one left nothing but its row.
 
-    `reason` is "conflict", or "breaker" where it was the circuit breaker that changed.
+    `reason` is "conflict", or "breaker" or "global breaker" where that changed, or "budget" where it was used up.
     """
 
     kind = "conflict"
@@ -92,7 +93,7 @@ class CommitInDoubt(TryLater):
 
 
 class StoreBusy(TryLater):
-    """Another writer held the store for longer than `StoreLimits.writer_wait_s_max`."""
+    """Another writer held the store for longer than `StoreLimits.writer_wait_s_max`, or it is open where it must not be."""
 
     kind = "store-busy"
 

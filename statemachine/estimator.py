@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -20,6 +21,7 @@ from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.policy import ResetParameters
 from statemachine.state import PAIR, Adaptation, Counters, EstimatorState, Kalman, Measurement, Reading
 from statemachine.validation import Limits, Rule, body_weight_rules
+from statemachine.vectorised import FIGURES, Folded, Lanes, body_weight_figures, fold_body_weight
 
 
 class Operation(NamedTuple):
@@ -77,6 +79,24 @@ class Estimator(Protocol):
         """delta_x and delta_P (row by row) that a reset made, for those who follow the state; before None counts as zeros."""
 
 
+@runtime_checkable
+class Tells(Protocol):
+    """What an estimator may have beside: figures of each step for deferred rules; one without is judged by its NIS alone."""
+
+    figure_units: Mapping[str, str]
+
+    def figures(self, state: Any, reading: Reading) -> Mapping[str, float]:
+        """Each figure of the step from `state` with `reading`, by the names of `figure_units`."""
+
+
+@runtime_checkable
+class FoldsMany(Protocol):
+    """What an estimator may have beside: `step` of many logs at once, with the same bits; one without is folded in a loop."""
+
+    def fold_many(self, lanes: Lanes) -> Folded:
+        """Every lane folded, as `step` would; raises OverflowError or ValueError for what its columns cannot hold."""
+
+
 SOURCE_MULTIPLIERS: Final[Mapping[str, float]] = {
     "care team": 0.5, "care team upload": 0.5, "care team entry": 0.5,
     "patient upload": 0.7, "user upload": 0.7, "manual": 0.7, "manual entry": 0.7,
@@ -87,6 +107,8 @@ SOURCE_MULTIPLIERS: Final[Mapping[str, float]] = {
 """Observation-noise multipliers by source; a source not listed has 1.0, is not manual, and is reported."""
 
 _TREND_SD_KG_PER_DAY: Final = 0.05
+_EARLIEST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
+_LATEST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
 
 
 @lru_cache(maxsize=10_000)
@@ -105,6 +127,7 @@ class BodyWeight:
     name = "body-weight"
     schema = 1
     kernel = kalman.KERNEL
+    figure_units: Mapping[str, str] = FIGURES
 
     def __init__(
         self, *, r_kg2: float = 0.15, q_level: float = 0.05, q_trend: float = 1e-4, limits: Limits | None = None,
@@ -115,7 +138,7 @@ class BodyWeight:
         self.q_level = float(q_level)
         self.q_trend = float(q_trend)
         self.sources = dict(sources)
-        self.rules = body_weight_rules(self.limits)
+        self.rules = self._own_rules = body_weight_rules(self.limits)
         self._multiplier: dict[str, float] = {}
         self._last: tuple[EstimatorState, Reading, kalman.Prediction] | None = None
 
@@ -136,6 +159,17 @@ class BodyWeight:
         except (msgspec.MsgspecError, struct.error, TypeError, ValueError, OverflowError) as error:
             message = f"a body-weight state does not decode: {error}"
             raise StoreCorrupt(message) from error
+
+    def check(self, data: bytes) -> None:
+        """Raise what `decode` would, and build nothing."""
+        try:
+            _, packed, (reset_us, *_), _, _ = _decode(data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            message = f"a body-weight state does not decode: {error}"
+            raise StoreCorrupt(message) from error
+        if len(packed) % PAIR.size or not (reset_us is None or _EARLIEST_US <= reset_us <= _LATEST_US):
+            message = "a body-weight state does not decode: its buffer is torn, or its last reset is in no year from 1 to 9999"
+            raise StoreCorrupt(message)
 
     def is_state(self, value: Any) -> bool:
         """Whether `value` is an `EstimatorState`."""
@@ -179,6 +213,14 @@ class BodyWeight:
     def nis(self, state: EstimatorState, reading: Reading) -> float:
         """(z - H x)^2 / S at the reading's instant; chi-square of one degree of freedom when consistent."""
         return kalman.nis(self._prediction(state, reading), reading.values[0])
+
+    def figures(self, state: EstimatorState, reading: Reading) -> Mapping[str, float]:
+        """Innovation (kg), its variance S (kg^2), the gain of the level, and the level after the step (kg)."""
+        return body_weight_figures(reading, self._prediction(state, reading))
+
+    def fold_many(self, lanes: Lanes) -> Folded:
+        """Every lane folded side by side in numpy, bit for bit as `step` does it."""
+        return fold_body_weight(lanes, self.limits, self._own_rules)
 
     def _prediction(self, state: EstimatorState, reading: Reading) -> kalman.Prediction:
         """The prediction for a reading; the last one is kept, since a reading is judged and then taken in."""

@@ -10,8 +10,22 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from statemachine import codec
+from statemachine.alerts import AlertCounts, AlertLimits, Alerts, Hook, broken, tell
 from statemachine.audit import Row, act, require_said
-from statemachine.breaker import CLOSED, Breaker, BreakerPolicy, Forced, Now, admit, forced, let_go
+from statemachine.breaker import (
+    CLOSED,
+    COUNT_MAX,
+    Breaker,
+    BreakerPolicy,
+    Budget,
+    Forced,
+    GlobalBreakerPolicy,
+    Now,
+    admit,
+    checked,
+    forced,
+    let_go,
+)
 from statemachine.clock import iso, to_us
 from statemachine.errors import (
     BreakerOpen,
@@ -23,8 +37,10 @@ from statemachine.errors import (
     UserUnknown,
 )
 from statemachine.estimator import Estimator, source_name
+from statemachine.gate import Gate, shadowed, turned_away
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, last_known_good, recover, restore
+from statemachine.rollout import Rollout, RolloutProvider
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys
 from statemachine.store.draft import Draft, breaker_key
@@ -32,10 +48,12 @@ from statemachine.store.draft import record as record_of
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
+from statemachine.store.verification import AuditCheck
+from statemachine.sweep import Sweep, SweepReport, Told, sweep
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
-RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery"})
+RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
 
 
 class Incoming(msgspec.Struct, frozen=True, gc=False):
@@ -64,7 +82,7 @@ class Health(NamedTuple):
 
     `global_breaker`: "closed", "open" or "half-open".  `audit_seq`: the newest audit row.  `map_share`: of the largest
     map, 0 to 1.  `marks_waiting`: attempts of this process whose row waits for the next commit.  `events_dropped`: copies
-    of rows that no sink took; the stored log has them, so that they are no reason.
+    of rows that no sink took; the stored log has them, so that they are no reason.  Nor are `alerts`: what became of them.
     """
 
     ok: bool
@@ -74,6 +92,7 @@ class Health(NamedTuple):
     map_share: float = 0.0
     marks_waiting: int = 0
     events_dropped: int = 0
+    alerts: AlertCounts = AlertCounts()
 
 
 class CheckedFilter:
@@ -95,17 +114,33 @@ class CheckedFilter:
 class ResetManager:
     """The door to resets.  Safe to share between threads; every call is an attempt of its own.
 
-    `policy` says when and how, `breaker` when attempts are refused; with `live=True` attempts fire the real machine's
-    triggers instead of the table compiled from it.
+    `policy` says when and how, `breaker` when a user's attempts are refused and `global_breaker` when everybody's are.
+    `resets_per_minute` is the budget: so many resets of all users together are committed within any minute, by all managers
+    of the store that have a budget, and the others are refused (None, the default: as many as come).  First resets
+    ("initial"), restores and rebuilds are neither refused by it nor counted.  A stream is counted by its own event time.
+    `rollout` decides for which users decided resets are carried out, instead of the one in the store.  `alerts` are hooks
+    (`Webhook`, `Command`, a callable) that are told after the commit of what somebody must know, until the store is closed:
+    see `statemachine.alerts` for what is promised.
+
+    With `live=True` attempts fire the real machine's triggers instead of the table compiled from it.  Raises InvalidInput
+    for a budget that is not a whole number of at least 1.
     """
 
-    def __init__(
-        self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None, live: bool = False,
+    def __init__(  # noqa: PLR0913 - each is a setting of its own
+        self, store: Store, *, policy: ResetPolicy | None = None, breaker: BreakerPolicy | None = None,
+        global_breaker: GlobalBreakerPolicy | None = None, resets_per_minute: int | None = None, live: bool = False,
+        rollout: Rollout | RolloutProvider | None = None, alerts: Iterable[Hook] = (), alert_limits: AlertLimits | None = None,
     ) -> None:
+        if resets_per_minute is not None:
+            checked("resets_per_minute", resets_per_minute, 1, COUNT_MAX)
         self.store = store
+        hooks = tuple(alerts)
+        self.alerts = Alerts(store.emitter, hooks, alert_limits) if hooks else None
         self.policy = policy or ResetPolicy()
         self.filter = CheckedFilter(store.estimator, store.validator)
-        self.context = Context(store, self.policy, breaker or BreakerPolicy(), live)
+        self.context = Context(store, self.policy, breaker or BreakerPolicy(), live, global_breaker or GlobalBreakerPolicy(),
+                               resets_per_minute)
+        self.gate = Gate(store, rollout)
 
     def transaction(  # noqa: PLR0913 - each is recorded
         self, user: str, *, kind: str = "admin", reason: str, actor: str, expect_version: int | None = None,
@@ -188,9 +223,20 @@ class ResetManager:
             require_said(user, reason=reason, actor=actor)
         return recover(self.context, user, self.store.clock.now_us(), actor=actor, reason=reason)
 
+    def sweep(
+        self, asked: Sweep | None = None, *, on_finding: Callable[[Told], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None,
+    ) -> SweepReport:
+        """Judge whole histories by deferred rules, off the hot path; see `statemachine.sweep.sweep` and `Sweep`."""
+        return sweep(self.context, asked or Sweep(), on_finding=on_finding, on_progress=on_progress, stop=stop)
+
     def breaker(self, user: str | None = None) -> Breaker:
         """The circuit breaker of a user, or with None the global one, as it is stored."""
         return Draft(self.store.engine).stored_breaker(b"" if user is None else user_key(user))
+
+    def budget(self) -> Budget:
+        """What was taken of late from the budget of resets a minute, as it is stored; `breaker.resets_counted` adds it up."""
+        return Draft(self.store.engine).budget()
 
     def force_breaker(self, user: str | None, mode: Forced, *, reason: str, actor: str) -> Breaker:
         """Put a user's breaker, or with None the global one, under the operator's word until `release_breaker`.
@@ -200,7 +246,10 @@ class ResetManager:
         return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
 
     def release_breaker(self, user: str | None, *, reason: str, actor: str) -> Breaker:
-        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited."""
+        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited.
+
+        With None what was taken from the budget of resets is forgotten too, also where it cannot be read.
+        """
         return self._set_breaker(user, "breaker.released", let_go, reason, actor)
 
     def _set_breaker(
@@ -218,6 +267,8 @@ class ResetManager:
             details = {"scope": "global" if user is None else "user", "from": before.mode, "to": after.mode,
                        "generation": after.generation}
             draft.put(key, codec.pack(after))
+            if user is None and event == "breaker.released":
+                draft.delete(keys.BUDGET)
             draft.entries.append(act(event, store.ids.attempt_id(), actor=actor, reason=reason, at_us=store.clock.now_us(),
                                      user=user or "", kind="breaker", details=details))
             try:
@@ -230,6 +281,13 @@ class ResetManager:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""
         return self.store.inspect(attempt_id)
 
+    def verify_audit(self, against: str | None = None) -> AuditCheck:
+        """As `Store.verify_audit`, and the hooks are told where the log does not verify ("audit.broken")."""
+        check = self.store.verify_audit(against)
+        if check.bad_seq is not None:
+            tell(self.store, broken(self.store, check.bad_seq, check.problem))
+        return check
+
     def health(self) -> Health:
         """Whether the store answers and may be written to, cheap enough for a readiness probe: three reads and no scan.
 
@@ -237,20 +295,21 @@ class ResetManager:
         """
         store = self.store
         waiting, dropped = len(store.marks.ended()), store.emitter.dropped
+        alerts = self.alerts.counts() if self.alerts is not None else AlertCounts()
         try:
             mode = store.draft().breaker(b"").mode
             seq, _ = store.audit_tail()
             share = map_share(store)
             registered = store.engine.get(keys.owner(store.committer.owner)) is not None
         except ResetError as error:
-            return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped)
+            return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped, alerts=alerts)
         reasons = [text for text, applies in (
             (f"the global breaker is {mode}: automatic and manual resets wait for it", mode != "closed"),
             (f"{share:.0%} of the largest map is used: raise StoreLimits.map_bytes_max", share > MAP_SHARE_MAX),
             ("few slots for attempts are left in this process: end some", store.marks.full),
             ("this process was fenced: open the store anew", not registered),
         ) if applies]
-        return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped)
+        return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped, alerts)
 
     def incoming(self, measurement: Measured, origin: Origin) -> Incoming:
         """The measurement with its identity and reading; raises InvalidInput when it is none."""
@@ -261,8 +320,8 @@ class ResetManager:
         """What the policy may know of a user: the state, the held run, and the pin of the reset under probation."""
         if head is None:
             return Situation(None)
-        run = tuple(identities.reading_of(key, user, kept) for key, kept in draft.identities(user, head.run_since_us)
-                    if kept.disposition == HELD and identities.reading_of(key, user, kept).at_us <= before_us)
+        newest = draft.newest_identities(user, head.run_since_us, before_us, self.policy.run_looked_at_max)
+        run = tuple(identities.reading_of(key, user, kept) for key, kept in newest if kept.disposition == HELD)
         pin = draft.pin(user) if head.probation is not None else None
         pin_state = self.store.estimator.decode(pin.state) if pin is not None and pin.version else None
         return Situation(state, run, pin_state, head.reset_us)
@@ -272,21 +331,33 @@ class ResetManager:
     ) -> ResetTransaction:
         """Carry out a decided reset inside a batch's draft; `result` tells how it went, `head` and `state` what stands then.
 
-        A refusal or a failure is no exception here: its outcome is in the draft, and durable with it.
+        A refusal or a failure is no exception here: its outcome is in the draft, and durable with it.  So is that of a reset
+        which the rollout holds back.
         """
         user = incoming.measurement.user
         attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now,
                           event_us=incoming.reading.at_us)
+
+        def carry_out(tx: ResetTransaction) -> None:
+            plan = self._plan(draft, decision, incoming, head, state)
+            self._carry_out(tx, decision.kind, plan, incoming)
+            tx.run_since_us = tx.at_us
+            tx.commit()
+
+        ruling = self.gate.rule(draft, user, decision.kind)
+        if ruling.verdict == "off":
+            return turned_away(self.context, attempt, draft, head, ruling)
+        if ruling.verdict == "shadow":
+            return shadowed(self.context, attempt, draft, head, state, ruling, carry_out)
         tx = ResetTransaction(self.context, attempt, draft)
+        if ruling.trouble:
+            tx.details = ruling.details()
         try:
             tx.begin(head, state)
         except BreakerOpen:
             return tx
         try:
-            plan = self._plan(draft, decision, incoming, head, state)
-            self._carry_out(tx, decision.kind, plan, incoming)
-            tx.run_since_us = tx.at_us
-            tx.commit()
+            carry_out(tx)
         except (MutationFailed, ResetValidationError) as error:
             tx.roll_back(error)
         except BaseException as error:
@@ -296,8 +367,8 @@ class ResetManager:
 
     def would_probe(self, draft: Draft, user: bytes, now: Now) -> bool:
         """Whether an attempt on the user would now be a breaker's one probe."""
-        names = ((user, user.decode()), (b"", ""))
-        return any(admit(draft.breaker(key), self.context.breaker, now, name).verdict == "probe" for key, name in names)
+        own = admit(draft.breaker(user), self.context.breaker, now, user.decode())
+        return "probe" in (own.verdict, admit(draft.breaker(b""), self.context.global_breaker, now, "").verdict)
 
     def _plan(self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any) -> Plan:
         user = user_key(incoming.measurement.user)

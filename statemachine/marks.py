@@ -19,10 +19,13 @@ import msgspec
 
 from statemachine.audit import Entry, Personal, Public
 from statemachine.errors import StoreUnavailable
+from statemachine.state import user_key
 
 SLOT_BYTES: Final = 1024
 SLOTS: Final = 2048
 TEXT_BYTES_MAX: Final = 90
+ATTEMPT_BYTES: Final = 16
+ASIDE: Final = ".unread"
 CUT: Final = ("kind", "suspect", "trigger", "reason", "actor", "error")
 _SLOT: Final = struct.Struct("<BxHI")
 
@@ -75,8 +78,7 @@ class Marks:
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Allocated, not sparse: on a full disk a first write into a hole would kill the process.
-            os.posix_fallocate(self._descriptor, 0, SLOT_BYTES * SLOTS)
+            _allocate(self._descriptor, SLOT_BYTES * SLOTS)
             self._map = mmap.mmap(self._descriptor, SLOT_BYTES * SLOTS)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -149,11 +151,23 @@ class Marks:
         os.close(self._descriptor)
 
 
+def _allocate(descriptor: int, size: int) -> None:
+    """Give the file its blocks, not a hole: on a full disk a first write into a hole would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    left = size  # macOS has no such call
+    while left:
+        left -= os.write(descriptor, bytes(left))
+    os.fsync(descriptor)  # a file system that gives blocks late says here that it has none
+
+
 class DeadMarks:
     """Another owner's file, taken over: None of its slots can change any more."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
+        self.unread: list[int] = []
         self._descriptor = descriptor
 
     @classmethod
@@ -171,15 +185,22 @@ class DeadMarks:
         return cls(path, descriptor)
 
     def marks(self) -> list[Mark]:
-        """Every whole mark in the file, in the order of its slots, with the state it was left in."""
+        """Every whole mark in the file, in the order of its slots, with the state it was left in.
+
+        `unread` then names the slots whose checksum is right and which hold no mark as this program knows it.
+        """
         found = []
+        self.unread = []
         data = os.pread(self._descriptor, SLOT_BYTES * SLOTS, 0)
         for start in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
             state, length, checksum = _SLOT.unpack_from(data, start)
             content = data[start + _SLOT.size:start + _SLOT.size + length]
             if state == FREE or zlib.crc32(content) != checksum:
                 continue
-            mark = msgspec.msgpack.decode(content, type=Mark)
+            mark = _decoded(content)
+            if mark is None:
+                self.unread.append(start // SLOT_BYTES)
+                continue
             found.append(msgspec.structs.replace(mark, state=state))
         return found
 
@@ -188,6 +209,21 @@ class DeadMarks:
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
+    def set_aside(self) -> None:
+        """Keep the file, under a name that nobody settles: its rows are in the log but for those of `unread`."""
+        self.path.rename(self.path.with_name(self.path.name + ASIDE))
+        os.close(self._descriptor)
+
     def leave(self) -> None:
         """Let go of it unsettled."""
         os.close(self._descriptor)
+
+
+def _decoded(content: bytes) -> Mark | None:
+    try:
+        mark = msgspec.msgpack.decode(content, type=Mark)
+        user_key(mark.user)
+        whole = len(bytes.fromhex(mark.attempt_id.replace("-", ""))) == ATTEMPT_BYTES
+    except (msgspec.MsgspecError, ValueError):  # msgspec answers text that is no UTF-8 with a ValueError
+        return None
+    return mark if whole else None

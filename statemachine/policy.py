@@ -107,7 +107,8 @@ class ResetPolicy(msgspec.Struct, frozen=True):
     """The figures by which resets are decided; every limit is inclusive.
 
     `plausible_base` + `plausible_per_log_month` * ln(1 + months) bounds the change that one reading may stand for
-    (growthcleanr's figures for adult weights, in kg).
+    (growthcleanr's figures for adult weights, in kg).  Evidence is looked for among the newest `run_looked_at_max` recorded
+    measurements.
     """
 
     gate: float = 16.0
@@ -115,6 +116,7 @@ class ResetPolicy(msgspec.Struct, frozen=True):
     manual_change: float = 5.0
     manual_rest_days: float = 3.0
     run_readings: int = 3
+    run_looked_at_max: int = 1_000
     probation_measurements: int = 5
     probation_days: float = 14.0
     plausible_base: float = 4.0

@@ -8,16 +8,20 @@ with the reason, in the same commit.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
-from statemachine import codec
+from statemachine import audit, codec
 from statemachine.audit import Entry, Personal, Public
-from statemachine.errors import StoreCorrupt, UserUnknown, VersionPruned
+from statemachine.errors import ResetError, StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, newest_version
 from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image, Loaded
 from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
+
+UNRECOVERABLE: Final = "state.unrecoverable"
+ROWS_LOOKED_AT_MAX: Final = 1_000
 
 
 class Recovered(NamedTuple):
@@ -53,10 +57,11 @@ def last_known_good(store: Store, user: str) -> int:
     key, draft = user_key(user), store.draft()
     try:
         head = draft.head(key)
-    except StoreCorrupt:
+    except StoreCorrupt as error:
         good = store.newest_good(user)
         if good is None:
-            raise
+            message = f"no version of {user!r} can be read: restore the store from a backup ({error})"
+            raise StoreCorrupt(message, user=user) from error
         return good.version
     if head is None:
         message = f"no state is stored for {user!r}"
@@ -80,8 +85,8 @@ def last_known_good(store: Store, user: str) -> int:
 def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason: str = "") -> Recovered | None:
     """Walk back past damage; None when the user's head and log agree and there is nothing to do.
 
-    Durable on return.  `actor` and `reason` are recorded where a person asked for it.  Raises StoreCorrupt, having
-    changed nothing, when no version can be read.
+    Durable on return.  `actor` and `reason` are recorded where a person asked for it.  Raises StoreCorrupt when no version
+    can be read: the user is not changed, and the audit log says so once ("state.unrecoverable"), or each time a person asks.
     """
     store, key = context.store, user_key(user)
     began_us = store.clock.monotonic_us()
@@ -93,7 +98,11 @@ def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason:
     good = store.newest_good(user)
     if good is None:
         message = f"no version of {user!r} can be read: restore the store from a backup, or rebuild the user from its files"
-        raise StoreCorrupt(message, user=user)
+        error = StoreCorrupt(message, user=user)
+        if actor or not _known_unrecoverable(store, key, newest):
+            personal = Personal(user=user, at_us=at_us, trigger="no version can be read", reason=reason, actor=actor)
+            _say_unrecoverable(store, personal, newest, error)
+        raise error
     if damaged is not None:
         draft.puts[keys.damaged(key, newest + 1)] = damaged
     attempt_id = store.ids.attempt_id()
@@ -106,6 +115,30 @@ def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason:
     draft.entries.append(Entry(public, personal))
     store.commit(draft)
     return Recovered(user, good.version, version, left_out, attempt_id)
+
+
+def _known_unrecoverable(store: Store, key: bytes, newest: int) -> bool:
+    """Whether the log says already that nothing of the user can be read, and nothing was committed for the user since."""
+    for at, _ in islice(store.engine.scan(keys.audit_of(key, 0), keys.after(key + b"\0a"), reverse=True), ROWS_LOOKED_AT_MAX):
+        row_key = keys.audit(int.from_bytes(at[-8:], "big"))
+        with contextlib.suppress(StoreCorrupt):
+            public = audit.parse(codec.unseal(row_key, store.engine.get(row_key) or b"")).public
+            if public.event == UNRECOVERABLE:
+                return public.base_version == newest
+            if public.new_version is not None:
+                return False
+    return False
+
+
+def _say_unrecoverable(store: Store, personal: Personal, newest: int, error: StoreCorrupt) -> None:
+    draft = store.draft()
+    public = Public(event=UNRECOVERABLE, outcome="unrecoverable", attempt_id=store.ids.attempt_id(), kind="recovery",
+                    base_version=newest)
+    draft.entries.append(Entry(public, personal, audit.context_now()))
+    try:
+        store.commit(draft)
+    except ResetError as trouble:
+        raise error from trouble
 
 
 def _head_reads(draft: Draft, key: bytes) -> bool:
@@ -122,8 +155,7 @@ def _replace_head(  # noqa: PLR0913 - what the new head is made of
     """The head anew in the draft: as it was where the log is whole, else a new version after the newest number."""
     key, estimator = user_key(good.user), store.estimator
     state_us = estimator.at_us(good.state)
-    images = tuple(v for v, value in log.versions(store.engine.scan, key) if _is_image(keys.version(key, v), value))
-    head = Head(newest, estimator.encode(good.state), good.author, estimator.kernel, images[: log.IMAGES_AT_HAND][::-1],
+    head = Head(newest, estimator.encode(good.state), good.author, estimator.kernel, images_at_hand(store, key),
                 store.version_range(good.user)[0], state_us, state_us, store.validator.fingerprint)
     draft.delete(keys.pin(key))
     if good.version == newest:
@@ -139,6 +171,12 @@ def _replace_head(  # noqa: PLR0913 - what the new head is made of
     after = log.append(draft, estimator, key, head, new, run_since_us=state_us, reset_us=state_us, probation=None,
                        rules=store.validator.fingerprint, versions_max=store.limits.versions_max)
     return after.version, left_out
+
+
+def images_at_hand(store: Store, key: bytes) -> tuple[int, ...]:
+    """The versions of the newest images in a user's log that read, ascending, as a head lists them."""
+    images = (v for v, value in log.versions(store.engine.scan, key) if _is_image(keys.version(key, v), value))
+    return tuple(islice(images, log.IMAGES_AT_HAND))[::-1]
 
 
 def _is_image(key: bytes, value: bytes) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from statemachine.breaker import Breaker
 from statemachine.clock import to_us
+from statemachine.rollout import Rollout
 from statemachine.state import user_key
 from statemachine.store import Store, keys, log
 from statemachine.store.draft import record
@@ -72,6 +73,7 @@ def snapshot(store: Store) -> dict[str, Any]:
         "users": {user: _user(store, user) for user in store.users()},
         "cursors": sorted((c.name, c.consumed, tuple(sorted(c.totals.items()))) for c in cursors if c is not None),
         "outcomes": dict(sorted(outcomes.items())),
+        "rollout": record(Rollout, keys.ROLLOUT, store.engine.get(keys.ROLLOUT)),
         "kept": [kept._replace(source_id=0) for kept in store.quarantine()],
     }
 
@@ -95,4 +97,4 @@ def _user(store: Store, user: str) -> dict[str, Any]:
 
 def _breaker(value: Breaker | None) -> tuple[Any, ...]:
     breaker = value or Breaker()
-    return breaker.mode, breaker.failures, breaker.openings, breaker.opened_us
+    return breaker.mode, breaker.failures, breaker.openings, breaker.opened_us, breaker.successes, breaker.ended_event

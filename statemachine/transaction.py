@@ -18,7 +18,7 @@ import msgspec
 
 from statemachine import audit, breaker, codec
 from statemachine.audit import Entry, Operation, Personal, Public
-from statemachine.breaker import Admission, Breaker, BreakerPolicy, Now
+from statemachine.breaker import Admission, Breaker, BreakerPolicy, GlobalBreakerPolicy, Now
 from statemachine.clock import iso
 from statemachine.errors import (
     BreakerOpen,
@@ -33,14 +33,18 @@ from statemachine.machine import Guard, Phase
 from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
-from statemachine.store import Store, identities, keys, log
-from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key
+from statemachine.store import Store, identities, intents, keys, log
+from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key, record
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
 
 REASON_CHARS_MAX: Final = 500
 TRACE_CHARS_MAX: Final = 64
-EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored"}
+EVENTS: Final = {"revocation": "reset.revoked", "restore": "state.restored", "rebuild": "state.rebuilt"}
+UNBUDGETED: Final = frozenset({"initial", "restore", "rebuild"})
+"""Kinds that no budget limits: a first state harms nobody's, a restore or rebuild undoes what the budget is there to limit."""
+SCOPES: Final = {"breaker": ("user", "changed"), "global breaker": ("global", "changed"), "budget": ("budget", "budget")}
+"""What a commit that is refused tells, by the reason of its miss: scope and reason of the BreakerOpen."""
 
 
 class Checkpoint(NamedTuple):
@@ -53,8 +57,9 @@ class Checkpoint(NamedTuple):
 class ResetResult(NamedTuple):
     """How an attempt ended.
 
-    `outcome`: "committed", "rolled_back", "refused", "conflicted" or "dry_run".  `version` is the new version, None
-    when nothing was committed.  `delta_x` and `delta_P` (row by row) are in the estimator's units.
+    `outcome`: "committed", "rolled_back", "refused", "conflicted", "dry_run" or "shadowed".  `version` is the new version,
+    None when nothing was committed.  `delta_x` and `delta_P` (row by row) are in the estimator's units.  `withheld` is true
+    where the rollout, and nothing else, kept it from being carried out.
     """
 
     outcome: str
@@ -68,6 +73,7 @@ class ResetResult(NamedTuple):
     delta_x: tuple[float, ...] | None = None
     delta_P: tuple[float, ...] | None = None  # noqa: N815 - the literature's letter
     error: str = ""
+    withheld: bool = False
 
 
 class Context(NamedTuple):
@@ -77,6 +83,8 @@ class Context(NamedTuple):
     policy: ResetPolicy
     breaker: BreakerPolicy
     live: bool = False
+    global_breaker: GlobalBreakerPolicy = GlobalBreakerPolicy()
+    resets_per_minute: int | None = None
 
 
 class Attempt(NamedTuple):
@@ -186,6 +194,8 @@ class ResetTransaction:
             # The mark comes first: a probe leased by a process that dies at once must be given back too.
             self._slot = self._store.marks.fill(self._mark(WAITING, "reset.interrupted", "interrupted"))
             self._admit()
+            if self._store.intents == "durable" and self.attempt_id not in (self._breaker.probe, self._global.probe):
+                self._store.commit(self._intend(self._store.draft()))
             self._store.marks.write(self._slot, self._mark(RUNNING, "reset.interrupted", "interrupted"))
         self._guard.fire("snapshot")
         expected = self.attempt.expect_version
@@ -195,44 +205,57 @@ class ResetTransaction:
             self._end("conflicted", "void", error)
             raise error
 
+    def _intend(self, draft: Draft) -> Draft:
+        intents.put(draft, self._store.committer.owner, self._mark(WAITING, "reset.interrupted", "interrupted"))
+        return draft
+
     def _admit(self) -> None:
-        policy = self._context.breaker
+        """Raise BreakerOpen unless both breakers and the budget admit the attempt; lease the probes that it then is."""
+        context = self._context
         self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
         own = self._store.committer.owner
-        if any(record.mode == "half-open" and record.probe_owner != own for record in (self._breaker, self._global)):
+        if any(known.probe and known.probe_owner != own for known in (self._breaker, self._global)):
             self._store.settle_dead()  # the lease of a probe ends with its holder
             self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
-        scopes = (("user", self._key, self._breaker, self._suspect), ("global", b"", self._global, None))
-        for scope, user, record, suspect in scopes:
-            admission = breaker.admit(record, policy, self.now, user.decode(), suspect)
-            if admission.verdict == "probe":
-                leased = self._lease(user, record)
-                admission = Admission("refuse", "probing") if leased is None else Admission("admit")
-                if leased is not None and scope == "user":
-                    self._breaker = leased
-                elif leased is not None:
-                    self._global = leased
-            if admission.verdict == "refuse":
+        user = breaker.admit(self._breaker, context.breaker, self.now, self.user, self._suspect)
+        common = breaker.admit(self._global, context.global_breaker, self.now, "")
+        limit = self._resets_per_minute
+        budget = Admission("admit") if limit is None else breaker.affordable(self._draft.budget(), limit, self.now)
+        for scope, admission in (("user", user), ("global", common), ("budget", budget)):
+            if admission.verdict == "refuse":  # before any probe is leased, so that a refusal costs no commit
                 self._refuse(scope, admission)
+        if user.verdict == "probe":
+            self._breaker = self._lease("user", self._key, self._breaker)
+        if common.verdict == "probe":
+            self._global = self._lease("global", b"", self._global)
 
-    def _lease(self, user: bytes, record: Breaker) -> Breaker | None:
-        """Take the one probe slot, durably, before any mutation runs; None when another attempt was faster."""
-        leased = breaker.lease(record, self.attempt_id, self._store.committer.owner)
-        draft = self._store.draft()
+    @property
+    def _resets_per_minute(self) -> int | None:
+        """The budget in force for this attempt."""
+        return None if self.attempt.kind in UNBUDGETED else self._context.resets_per_minute
+
+    def _lease(self, scope: str, user: bytes, known: Breaker) -> Breaker:
+        """Take the one probe slot, durably, before any mutation runs; refuses where another attempt was faster."""
+        leased = breaker.lease(known, self.attempt_id, self._store.committer.owner)
+        draft = self._intend(self._store.draft())  # a lease is given back whatever becomes of its holder
         key = breaker_key(user)
-        draft.expect_as(key, codec.seal(key, codec.pack(record)))
+        faster = record(Breaker, key, draft.expect(key)) != known  # the stored bytes may be of an older shape
         draft.put(key, codec.pack(leased))
         try:
-            self._store.commit(draft)
+            if not faster:
+                self._store.commit(draft)
         except ConflictError:
-            return None
+            faster = True
+        if faster:
+            self._refuse(scope, Admission("refuse", "probing"))
         return leased
 
     def _refuse(self, scope: str, admission: Admission) -> None:
         self._guard.fire("refuse")
         when = "" if admission.retry_at_us is None else f"; try again after {iso(admission.retry_at_us)}"
-        message = f"the {scope} circuit breaker refused the {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
-        if scope == "global" and self._breaker.probe == self.attempt_id:
+        by = "budget of resets a minute" if scope == "budget" else f"{scope} circuit breaker"
+        message = f"the {by} refused the {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
+        if self._breaker.probe == self.attempt_id:
             self._store.commit(self._void())
         mark = self._mark(ENDED, "reset.refused", "refused", message)
         slot, self._slot = self._slot, None
@@ -285,7 +308,8 @@ class ResetTransaction:
         if not self._store.estimator.is_state(candidate):
             message = f"operation {name!r} on {self.user!r} returned a {type(candidate).__name__}, not a state"
             raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id)
-        violations = self._store.validator.validate(candidate, self.now.wall_us, known)
+        present_us = max(self.now.wall_us, self._store.clock.now_us())  # what it was begun from may be later than its begin
+        violations = self._store.validator.validate(candidate, present_us, known)
         if violations:
             self.violations = violations
             message = f"operation {name!r} on {self.user!r} made an invalid state: " + "; ".join(map(str, violations[:3]))
@@ -369,10 +393,12 @@ class ResetTransaction:
     def _not_committed(self, error: BaseException) -> None:
         """After a commit that raised: what the attempt ended as, and the error that its caller should see instead, if any."""
         if isinstance(error, ConflictError):
-            self._rolled_back("rolled_back" if error.reason == "breaker" else "conflicted", error)
+            refused = SCOPES.get(error.reason)
+            self._rolled_back("conflicted" if refused is None else "rolled_back", error)
             message = f"{error}; {self.user!r} was not changed"
-            if error.reason == "breaker":
-                raise BreakerOpen(message, scope="user", reason="changed", user=self.user, attempt_id=self.attempt_id) from error
+            if refused is not None:
+                raise BreakerOpen(message, scope=refused[0], reason=refused[1], retry_at_us=self._retry_at_us(refused[0]),
+                                  user=self.user, attempt_id=self.attempt_id) from error
             raise ConflictError(message, user=self.user, attempt_id=self.attempt_id) from error
         if isinstance(error, CommitInDoubt):
             self._in_doubt = True
@@ -389,6 +415,14 @@ class ResetTransaction:
         self._guard.fire("roll_back")
         self._finished("rolled_back", None, None, str(error))
 
+    def _retry_at_us(self, scope: str) -> int | None:
+        """When a place in the budget is free again, after a commit of its own (so by a live caller) that found none."""
+        limit = self._resets_per_minute
+        if scope != "budget" or limit is None:
+            return None
+        wall_us = self._store.clock.now_us()
+        return breaker.affordable(self._store.draft().budget(), limit, Now(wall_us, wall_us)).retry_at_us
+
     def _rolled_back(self, outcome: str, error: BaseException) -> None:
         self._release()
         self._guard.fire("roll_back")
@@ -396,7 +430,8 @@ class ResetTransaction:
 
     def _missed(self, reason: MissReason) -> Miss:
         outcome = "conflicted" if reason == "conflict" else "rolled_back"
-        entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=f"the commit found a {reason}")
+        found = {"conflict": "a conflict", "budget": "the budget of resets a minute used up"}.get(reason, f"the {reason} changed")
+        entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=f"the commit found {found}")
         return Miss(entry, self._event("void"))
 
     def _move_measurements(self, draft: Draft) -> None:
@@ -509,7 +544,8 @@ class ResetTransaction:
 
     def _event(self, result: breaker.Result) -> BreakerEvent:
         return BreakerEvent(self._key, self._context.breaker, result, self.attempt_id, self._breaker.generation,
-                            self._global.generation, self.now, self._suspect)
+                            self._global.generation, self.now, self._suspect, self._context.global_breaker,
+                            self._resets_per_minute)
 
     def _entry(  # noqa: PLR0913 - the parts of a row
         self, event: str, outcome: str, phase: Phase, *, version: int | None = None,

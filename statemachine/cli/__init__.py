@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from statemachine import audit, codec
-from statemachine.cli import auditing, breakers, doctor, erasure, inspect, life, mend, operate
+from statemachine.cli import (
+    alerting,
+    alerts,
+    auditing,
+    breakers,
+    doctor,
+    erasure,
+    inspect,
+    life,
+    mend,
+    operate,
+    rebuild,
+    rollouts,
+    sweep,
+    upkeep,
+)
 from statemachine.cli.demo import demo
 from statemachine.cli.process import process
 
@@ -26,8 +41,13 @@ breakers.register(app)
 life.register(app)
 erasure.register(app)
 operate.register(app)
+rebuild.register(app)
 mend.register(app)
+rollouts.register(app)
 doctor.register(app)
+sweep.register(app)
+upkeep.register(app)
+alerts.register(app)
 
 
 def _print_version(asked: bool) -> None:
@@ -46,6 +66,8 @@ def resetguard(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
                                           help="Print the version and the schema of the stores it writes.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Copy audit events to standard error, as JSON lines.")] = False,
+    alert_webhook: alerting.WebhookOption = None, alert_command: alerting.CommandOption = None,
+    alert_include_user: alerting.UserOption = False,
 ) -> None:
     """Crash-safe, transactional resets of per-user body-weight state, in a store that can be audited.
 
@@ -53,6 +75,7 @@ def resetguard(
     """
     del version  # its callback has ended the command
     audit.configure_for_command(verbose=verbose)
+    alerting.configure(alert_webhook, alert_command, include_user=alert_include_user)
 
 
 def main() -> None:

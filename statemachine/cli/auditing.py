@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
+from statemachine.alerts import broken, tell
 from statemachine.cli import console
 from statemachine.cli.console import Column
 from statemachine.cli.instants import instant_us, shown
@@ -43,7 +44,8 @@ def audit_list(  # noqa: PLR0913 - one parameter an option of the command
         "Rows whose event time (`at`, not when they were written) is this or later: ISO 8601 (UTC unless it says), a date "
         "for its midnight, or 2h, 3d, 45m ago. A row without event time counts by when it was written."))] = None,
     outcome: Annotated[str | None, typer.Option(show_default=False, help=(
-        "Rows of this outcome alone: committed, rolled_back, refused, conflicted, interrupted, held, ..."))] = None,
+        "Rows of this outcome alone: committed, rolled_back, refused, shadowed, conflicted, interrupted, held, opened and "
+        "so on."))] = None,
     limit: Annotated[int | None, typer.Option(min=1, show_default=False, help=(
         f"The newest so many; without it {ROWS_SHOWN} in a table, and all in JSON."))] = None,
     json: console.JsonOption = False,
@@ -99,12 +101,19 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         Column("at (UTC)", lambda row: shown(row["at"] or row["written_at"]), fold=10),
         Column("event", lambda row: row["event"]),
         Column("kind", lambda row: row["kind"], spare=True),
-        Column("user", lambda row: "(erased)" if row["erased"] else row["user"], fold=10),
+        Column("user", _whose, fold=10),
         Column("version", _versions, fold=8),
         Column("attempt", lambda row: row["attempt_id"], fold=18),
         Column("why", lambda row: row["error"] or row["reason"] or row["trigger"], fold=20, spare=True),
     )
     console.print_rows(rows, columns, json=False, empty="no row of the audit log matches")
+
+
+def _whose(row: dict[str, Any]) -> str | None:
+    if row["erased"]:
+        return "(erased)"
+    found: str | None = row["user"]
+    return console.GLOBAL if found is None and row["details"].get("scope") == "global" else found
 
 
 def _versions(row: dict[str, Any]) -> str | None:
@@ -200,6 +209,8 @@ def audit_verify(
             raise InvalidInput(message)
         check = opened.verify_audit(None if against is None else against.strip().lower())
         sound = check.bad_seq is None
+        if check.bad_seq is not None:
+            tell(opened, broken(opened, check.bad_seq, check.problem))
         if json:
             console.print_json({"sound": sound, "rows": check.rows, "seq": check.bad_seq, "problem": check.problem or None,
                                 "hash": check.head_hash})

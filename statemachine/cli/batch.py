@@ -16,7 +16,8 @@ import typer
 
 from statemachine.cli import console
 from statemachine.cli.process import Stop
-from statemachine.errors import InvalidInput, ResetError
+from statemachine.errors import InvalidInput, ResetError, StoreCorrupt
+from statemachine.store.mending import end_is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,15 +126,19 @@ def run(  # noqa: PLR0913 - the parts of a batch
     """Act on each user in turn and say how it went; goes on after one user's failure and stops between two users.
 
     `happened` tells of a user begun at a version, by a run that died, whether the act is in the log.  Leaves with 1 when
-    any failed, and with 130 when a signal cut it short.
+    any failed, and with 130 when a signal cut it short; raises at once where the trouble is the store's and no user's.
     """
     counts = {"done": 0, "failed": 0, "skipped": 0}
-    with Stop() as stop:
+    with Stop("after this user") as stop:
         for number, user in enumerate(users, start=1):
             if stop.asked:
                 console.say(f"stopped before user {number} of {len(users)}; run it again with the same --resume FILE to go on")
                 raise typer.Exit(console.INTERRUPTED)
-            told = _one(store, user, journal, act, happened)
+            try:
+                told = _one(store, user, journal, act, happened)
+            except ResetError:
+                console.say(f"stopped at user {number} of {len(users)}; run it again with the same --resume FILE to go on")
+                raise
             counts[told["outcome"] if told["outcome"] in counts else "done"] += 1
             if json:
                 console.print_json(told)
@@ -157,9 +162,18 @@ def _one(
         journal.begin(user, store.version_range(user)[1])
         told = act(user)
     except ResetError as error:
+        if _of_the_store(store, error):
+            raise
         return {"user": user, "outcome": "failed", "error": str(error)}
     journal.end(user)
     return told
+
+
+def _of_the_store(store: Store, error: ResetError) -> bool:
+    """Whether the next user would fare no better: the store is full, busy or gone; damage is mostly one user's own (INV-11)."""
+    if isinstance(error, StoreCorrupt):
+        return end_is_lost(store.engine)
+    return console.exit_code(error) == console.STORE_TROUBLE
 
 
 def _line(told: dict[str, Any], number: int, of: int) -> str:

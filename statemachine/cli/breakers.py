@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from statemachine.breaker import Now, resets_counted
 from statemachine.cli import console
-from statemachine.cli.console import Column
+from statemachine.cli.console import GLOBAL, Column
+from statemachine.cli.instants import shown
 from statemachine.clock import iso
 from statemachine.errors import InvalidInput
 from statemachine.manager import ResetManager
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from statemachine.breaker import Breaker, Forced
-
-GLOBAL: Final = "(global)"
 
 breaker = typer.Typer(
     help="Circuit breakers, of each user and the global one.\n\nExample: resetguard breaker show --store ./state",
@@ -39,6 +39,9 @@ def register(app: typer.Typer) -> None:
 def breaker_show(store: console.StoreOption, user: UserArgument = None, json: console.JsonOption = False) -> None:
     """The breaker of one user, or the global one and every user's that is not simply closed.
 
+    "failures" are those in a row and "users" those that failed of late, "failed of" is the share of the newest window.
+    Times are of the stream that opened the breaker, or of the wall clock where a live caller did.
+
     Example: resetguard breaker show anna --store ./state
     """
     with console.command(), console.reading(store) as opened:
@@ -47,30 +50,60 @@ def breaker_show(store: console.StoreOption, user: UserArgument = None, json: co
             console.require_user(opened, user)
         names: list[str | None] = [None, *opened.users()] if user is None else [user]
         columns = (
-            Column("user", lambda row: row["user"] or GLOBAL, fold=12),
-            Column("mode", lambda row: row["mode"]),
-            Column("failures", lambda row: row["failures"], right=True),
-            Column("openings", lambda row: row["openings"], right=True),
-            Column("opened (UTC)", lambda row: row["opened_at"], fold=10),
-            Column("suspect inputs", lambda row: row["suspects"] or None, right=True),
+            Column("user", lambda row: row["user"] or GLOBAL, fold=8),
+            Column("mode", _stage, fold=9),
+            Column("failures", lambda row: row["failures"] or None, right=True),
+            Column("users", lambda row: row["users_failing"] or None, right=True),
+            Column("failed of", _share, right=True),
+            Column("openings", lambda row: row["openings"] or None, right=True),
+            Column("opened by", lambda row: row["opened_by"]),
+            Column("probe from (UTC)", lambda row: row["retry_at"] and shown(row["retry_at"]), fold=10),
+            Column("suspects", lambda row: row["suspects"] or None, right=True),
         )
         console.print_rows(_rows(manager, names, every=user is not None), columns, json=json, empty="no breaker to show")
+        if not json and user is None:
+            spent = _resets_counted(manager)
+            if spent:
+                console.say(f"{spent} resets of the last minute count against a budget")
 
 
 def _rows(manager: ResetManager, names: list[str | None], *, every: bool) -> Iterator[dict[str, Any]]:
     for name in names:
         record = manager.breaker(name)
-        if every or name is None or record.mode != "closed" or record.failures or record.suspects:
+        if name is None:
+            yield {**document(name, record), "resets_last_minute": _resets_counted(manager)}
+        elif every or record.mode != "closed" or record.failures or record.suspects:
             yield document(name, record)
 
 
 def document(user: str | None, record: Breaker) -> dict[str, Any]:
     """What `--json` prints of a breaker; `user` is null for the global one."""
+    slots = (*record.ended, *record.ended_event)
     return {
         "user": user, "mode": record.mode, "generation": record.generation, "failures": record.failures,
-        "openings": record.openings, "opened_at": iso(record.opened_us) if record.openings else None,
-        "users_failing": len(record.failing), "suspects": sum(count for _, _, count in record.suspects),
+        "attempts": sum(ended for _, ended, _ in slots), "attempts_failed": sum(failed for _, _, failed in slots),
+        "openings": record.openings, "opened_by": record.opened_by or None,
+        "opened_at": iso(record.opened_us) if record.openings else None,
+        "retry_at": iso(record.retry_us) if record.mode == "open" and record.retry_us else None,
+        "time_base": record.base if record.openings else None, "successes": record.successes,
+        "probing": bool(record.probe), "users_failing": len(record.failing) + len(record.failing_event),
+        "suspects": sum(count for _, _, count in record.suspects),
     }
+
+
+def _resets_counted(manager: ResetManager) -> int:
+    """How many live resets count against a budget now."""
+    now_us = manager.store.clock.now_us()
+    return resets_counted(manager.budget(), Now(now_us, now_us))
+
+
+def _stage(row: dict[str, Any]) -> str:
+    mode: str = row["mode"]
+    return f"{mode}, {row['successes']} succeeded" if row["successes"] else mode
+
+
+def _share(row: dict[str, Any]) -> str | None:
+    return f"{row['attempts_failed']} of {row['attempts']}" if row["attempts_failed"] else None
 
 
 def _set(  # noqa: PLR0913 - what the four commands share
@@ -111,6 +144,8 @@ WORDS: Final[tuple[tuple[str, Forced | None, str], ...]] = (
     Example: resetguard breaker metrics-only anna --store ./state --actor ops@example.org --reason "watching"
     """),
     ("release", None, """Close a breaker, forced or open: failures, openings and suspicion are forgotten.
+
+    With --global so is what was taken from a budget of resets a minute.
 
     Example: resetguard breaker release anna --store ./state --actor ops@example.org --reason "mended"
     """),

@@ -25,6 +25,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from statemachine.cli import alerting
 from statemachine.errors import (
     BreakerOpen,
     ConflictError,
@@ -53,6 +54,7 @@ PIPE_CLOSED: Final = 141
 ROWS_A_TABLE_MAX: Final = 500
 GAP_CHARS: Final = 2
 NOTHING: Final = "-"
+GLOBAL: Final = "(global)"
 USERS_COMPARED_MAX: Final = 10_000
 _JOINERS: Final = frozenset("\u200c\u200d")  # between the parts of an emoji, or of words in some scripts
 
@@ -167,17 +169,26 @@ def _mute() -> None:
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[Store]:
-    """Open a store that is there, to look at it; InvalidInput, and nothing is made, where there is none."""
-    _require_store(directory)
-    with Store.open(directory, readonly=True) as store:
-        yield store
+    """Open a store that is there, to look at it; InvalidInput, and nothing is made, where there is none.
+
+    The hooks that the command was given are told of what is alarming in it.
+    """
+    yield from _opened(directory, readonly=True)
 
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[Store]:
-    """Open a store that is there, to change it; InvalidInput, and nothing is made, where there is none."""
+    """Open a store that is there, to change it; InvalidInput, and nothing is made, where there is none.
+
+    The hooks that the command was given are told of what is alarming in it.
+    """
+    yield from _opened(directory, readonly=False)
+
+
+def _opened(directory: Path, *, readonly: bool) -> Iterator[Store]:
     _require_store(directory)
-    with Store.open(directory) as store:
+    with alerting.attached(say) as attach, Store.open(directory, readonly=readonly) as store:
+        attach(store)
         yield store
 
 

@@ -1,13 +1,19 @@
-"""`doctor`: every record and the surroundings of a store, a line for each check, a remedy for each finding."""
+"""`doctor`: every record and the surroundings of a store, a line for each check, a remedy for each finding.
+
+It opens the store for reading and changes nothing: what a dead process left unsettled is told, and left to the next opening
+for writing.  A look at another owner's file of marks takes the writer's turn for that moment, as no owner can then begin.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from statemachine.alerts import broken, tell
 from statemachine.cli import console
 from statemachine.cli.console import Column
 from statemachine.store import checkup, surroundings
@@ -16,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from statemachine.store import Store
-    from statemachine.store.checkup import Checkup, Finding
+    from statemachine.store.careful import Finding
+    from statemachine.store.checkup import Checkup
 
 FINDINGS_SHOWN_MAX: Final = 1_000
 """Of each check; all are counted.  A store with more is restored from a backup, not read line by line."""
@@ -31,32 +38,40 @@ def doctor(
     store: console.StoreOption, json: console.JsonOption = False,
     quarantine_days: Annotated[int | None, typer.Option(min=0, show_default=False, metavar="DAYS", help=(
         "Warn where a measurement kept aside is older, by its own instant; without it the age is not judged."))] = None,
+    processes: Annotated[int | None, typer.Option(min=1, show_default=False, metavar="N", help=(
+        "How many processes may look at a large store at once, by default one for each processor."))] = None,
 ) -> None:
-    """Examine a store: every record, the audit chain, and the disk it lies on; 1 where anything was found, 3 if it cannot open.
+    """Examine a store, changing nothing: each record, the audit chain, the disk; 1 where anything is found, 3 if it cannot open.
 
     Example: resetguard doctor --store ./state --quarantine-days 90
     """
-    with console.command(), console.writing(store) as opened:
+    with console.command(), console.reading(store) as opened:
         started_us = opened.clock.monotonic_us()
-        records = checkup.Checkup(opened)
+        records = checkup.Checkup(opened, processes=processes or _processors())
         counts: Counter[str] = Counter()
         found: list[dict[str, Any]] = []
         for finding in _all(opened, records, quarantine_days):
             counts[finding.check] += 1
             if counts[finding.check] <= FINDINGS_SHOWN_MAX:
                 found.append(finding._asdict())
+        broke = next((one for one in found if one["check"] == "audit chain"), None)
+        if broke is not None:
+            tell(opened, broken(opened, 0, broke["problem"]))
         judged = (name for name in (*checkup.CHECKS, *surroundings.CHECKS)
                   if name != "quarantine age" or quarantine_days is not None)
         checks = [{"check": name, "findings": counts[name], "looked_at": records.looked.get(name)} for name in judged]
         seconds = (opened.clock.monotonic_us() - started_us) / 1e6
-        if opened.interrupted:
-            console.say(f"{opened.interrupted} attempts were cut off when their process died; opening the store has settled them")
         if json:
             console.print_json({"checks": checks, "findings": found, "seconds": round(seconds, 3)})
         else:
             _print(checks, found, seconds)
         if found:
             raise typer.Exit(console.FINDINGS)
+
+
+def _processors() -> int:
+    """Those that this process may run on, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _all(store: Store, records: Checkup, quarantine_days: int | None) -> Iterator[Finding]:

@@ -16,11 +16,15 @@ from statemachine.cli import console
 from statemachine.cli.auditing import audit
 from statemachine.cli.instants import instant_us
 from statemachine.clock import iso
-from statemachine.errors import InvalidInput, UserUnknown
+from statemachine.errors import InvalidInput, ResetError, UserUnknown
+from statemachine.store import compaction
+from statemachine.store import engine as door
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
+
+    from statemachine.store import Store
 
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.", show_default=False)]
 
@@ -43,11 +47,8 @@ def export(
     """
     with console.command(), console.reading(store) as opened:
         records = erasure.export_user(opened, user)
-        try:
-            first = next(records)
-        except UserUnknown:
-            console.require_user(opened, user)  # it names users that look alike
-            raise
+        _require_held(opened, user)
+        first = next(records)
         damaged = count = 0
         with _written(output) as line:
             for record in _again(first, records):
@@ -95,32 +96,67 @@ def _put(file: BinaryIO, record: object) -> None:
 def forget(  # noqa: PLR0913 - one parameter an option of the command
     user: UserArgument, store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    anew: Annotated[bool, typer.Option("--compact/--no-compact", help=(
+        "Make the store's file anew afterwards, so that no old byte is left in it. Without it, run `compact` later."))] = True,
     json: console.JsonOption = False,
 ) -> None:
     """Erase a user for good: states, measurements, rows kept aside, and what the audit log says of the person.
 
     The rows of the audit log stay in the chain without their personal part, and one more says who erased them and why.
-    Write no user id into --reason. Backups and exported files are not reached.
+    Write no user id into --reason. Then the file is made anew, for which no other process may have the store open: where
+    one has, old bytes stay in pages that are no longer used, and the exit code is 1. Backups and exports are not reached.
 
     Example: resetguard forget u1 --store ./state --actor dpo@example.org --reason "request 17"
     """
-    with console.command(), console.writing(store) as opened:
-        if not yes:
-            _confirm(user)
-        try:
+    with console.command():
+        with console.writing(store) as opened:
+            _require_held(opened, user)
+            if not yes:
+                _confirm(user)
             done = erasure.forget(opened, user, actor, reason)
-        except UserUnknown:
-            console.require_user(opened, user)
-            raise
+        trouble, size = _made_anew(store, actor, reason) if anew else (None, None)
         if json:
+            residue = None if trouble is None else trouble.kind
             console.print_json({"user": user, "records": done.records, "rows": done.rows, "unread": done.unread,
-                                "attempt_id": done.attempt_id})
+                                "attempt_id": done.attempt_id, "bytes": size, "residue": residue})
         else:
             console.print_record((("forgotten", user), ("records erased", done.records),
-                                  ("audit rows without their personal part", done.rows), ("attempt", done.attempt_id)))
+                                  ("audit rows without their personal part", done.rows),
+                                  ("the store's file", "as it was" if size is None else f"made anew, {size:,} bytes"),
+                                  ("attempt", done.attempt_id)))
+        if size is None:
+            _tell_residue(store)
+        if trouble is not None:
+            console.say(f"that was tried, and could not be done now: {trouble}")
         if done.unread:
             console.say(f"{done.unread} unreadable rows are damaged; whether one of them names {user!r} cannot be told")
+        if done.unread or trouble is not None:
             raise typer.Exit(console.FINDINGS)
+
+
+def _made_anew(store: Path, actor: str, reason: str) -> tuple[ResetError | None, int | None]:
+    """Why the file could not be made anew, or else its size."""
+    try:
+        return None, compaction.compact(store, actor, reason).bytes_after
+    except ResetError as error:
+        return error, None
+    except KeyboardInterrupt:
+        _tell_residue(store)
+        raise
+
+
+def _tell_residue(store: Path) -> None:
+    console.say(f"the user is in no record any more, but old bytes are still in unused parts of {store / door.DATA}; "
+                f"`resetguard compact {store}` removes them")
+
+
+def _require_held(store: Store, user: str) -> None:
+    """Raise UserUnknown, naming users that look alike, unless anything is held: nobody is asked about nobody."""
+    try:
+        next(erasure.export_user(store, user))
+    except UserUnknown:
+        console.require_user(store, user)
+        raise
 
 
 def _confirm(user: str) -> None:

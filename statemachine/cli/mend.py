@@ -14,6 +14,7 @@ from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.manager import ResetManager
 from statemachine.requarantine import drop, replay
 from statemachine.store import fencing
+from statemachine.store.mending import find_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,6 +91,9 @@ def recover(  # noqa: PLR0913 - one parameter an option of the command
         if actor is None or reason is None:
             message = "give --actor and --reason, for the audit log"
             raise InvalidInput(message)
+        if find_end(opened, actor=actor, reason=reason) is not None:
+            console.say("the end of the audit log was found again from its newest row; compare its head hash with one noted "
+                        "elsewhere: `resetguard audit verify --against HASH`")
         if fence is not None:
             attempt_id = fencing.fence(opened, fence, actor=actor, reason=reason)
             if json:

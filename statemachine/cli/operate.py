@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import typer
 
@@ -13,7 +13,8 @@ from statemachine.cli.instants import instant_us
 from statemachine.clock import from_us
 from statemachine.errors import ConflictError, InvalidInput, StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.manager import ResetManager
-from statemachine.state import Measurement
+from statemachine.state import Measurement, user_key
+from statemachine.store import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,16 @@ UsersOption = Annotated[str | None, typer.Option("--users", metavar="FILE", show
     "Instead of USER: a file of ids, one a line; - is standard input. Each is an attempt of its own."))]
 ResumeOption = Annotated[Path | None, typer.Option("--resume", metavar="FILE", show_default=False, help=(
     "With --users: the journal of users done. They are skipped when it is run again."))]
+
+
+class Documented(Protocol):
+    """What was done to a user, as a command tells it."""
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints of it."""
+
+
+Told = TypeVar("Told", bound=Documented)
 
 
 class Asked(NamedTuple):
@@ -83,7 +94,8 @@ def restore(  # noqa: PLR0913 - one parameter an option of the command
             raise InvalidInput(message)
         asked = Asked(actor, reason, expect_version, dry_run)
         act = "restore --last-known-good" if to_version is None else f"restore --to-version {to_version}"
-        _run(store, user, users, resume, asked, act, lambda manager, name: restored(manager, name, to_version, asked), json=json)
+        run(store, user, users, resume, asked, act, lambda manager, name: restored(manager, name, to_version, asked), _tell,
+            json=json)
 
 
 def reset(  # noqa: PLR0913 - one parameter an option of the command
@@ -115,31 +127,47 @@ def reset(  # noqa: PLR0913 - one parameter an option of the command
                 measurement = Measurement(user=name, at=when, weight_kg=weight, source="by hand", value=str(weight))
             return reset_by_hand(manager, name, kind, measurement, asked)
 
-        _run(store, user, users, resume, asked, f"reset --kind {kind}", one, json=json)
+        run(store, user, users, resume, asked, f"reset --kind {kind}", one, _tell, json=json)
 
 
-def _run(  # noqa: PLR0913 - what the two commands share
-    directory: Path, user: str | None, users: str | None, resume: Path | None, asked: Asked, act: str,
-    one: Callable[[ResetManager, str], Change], *, json: bool,
-) -> None:
-    if (user is None) == (users is None):
+def run(  # noqa: PLR0913 - what the commands share
+    directory: Path, user: str | None, users: str | list[str] | None, resume: Path | None, asked: Asked, act: str,
+    one: Callable[[ResetManager, str], Told], tell: Callable[[Told], None], *, json: bool, everyone: bool = False,
+) -> Told | None:
+    """Act on USER and tell how it went, or on each of a list (with `everyone`, all who have a state) and say a line of each.
+
+    What was done to USER, None of a list; raises typer.Exit where any of a list failed.
+    """
+    if sum((user is not None, users is not None, everyone)) != 1:
         message = "give USER, or --users FILE, not both" if user is not None else "give USER, or --users FILE"
         raise InvalidInput(message)
-    if resume is not None and (users is None or asked.dry_run):
+    if resume is not None and (user is not None or asked.dry_run):
         message = "--resume goes with --users, and not with --dry-run: its journal is of users changed"
         raise InvalidInput(message)
-    if users is not None and asked.expect_version is not None:
+    if user is None and asked.expect_version is not None:
         message = "--expect-version is of one user; give USER instead of --users"
         raise InvalidInput(message)
-    names = None if users is None else batch.listed(users)
+    names = batch.listed(users) if isinstance(users, str) else users
     with console.writing(directory) as store:
         manager = ResetManager(store)
-        if names is not None:
+        if user is None:
             with batch.Journal(resume, act) as journal:
-                batch.run(store, names, journal, lambda name: one(manager, name).document(),
+                batch.run(store, _with_a_state(store) if names is None else names, journal,
+                          lambda name: one(manager, name).document(),
                           lambda name, version: _happened(store, name, version, asked), json=json)
-        elif user is not None:
-            _tell(one(manager, user), json=json)
+            return None
+        told = one(manager, user)
+        if json:
+            console.print_json(told.document())
+        else:
+            tell(told)
+        return told
+
+
+def _with_a_state(store: Store) -> list[str]:
+    """Every user of whom a state was ever stored, readable or not; of others there are only measurements kept aside."""
+    return [user for user in store.users()
+            if store.version_range(user)[1] or store.engine.get(keys.head(user_key(user))) is not None]
 
 
 def _happened(store: Store, user: str, version: int, asked: Asked) -> bool:
@@ -148,10 +176,7 @@ def _happened(store: Store, user: str, version: int, asked: Asked) -> bool:
                and (row.personal.actor, row.personal.reason) == (asked.actor, asked.reason) for row in store.audit(user))
 
 
-def _tell(change: Change, *, json: bool) -> None:
-    if json:
-        console.print_json(change.document())
-        return
+def _tell(change: Change) -> None:
     before = f"version {change.base_version}" if change.before is not None else "nothing"
     dry = change.version is None
     print_differences(differences(change.before, change.after), before, "would be" if dry else f"version {change.version}")

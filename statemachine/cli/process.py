@@ -22,7 +22,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from statemachine.cli import console
+from statemachine.cli import alerting, console
 from statemachine.cli.summary import summary_tables
 from statemachine.clock import SystemClock
 from statemachine.errors import InvalidInput
@@ -37,6 +37,7 @@ CHUNK_BYTES: Final = 1 << 20
 NIS_95: Final = 3.84
 SOURCES_SHOWN_MAX: Final = 20
 STDIN: Final = "-"
+UNDONE: Final = ("rolled_back", "refused", "shadowed", "conflicted")
 REASON_CHARS_MAX: Final = 100
 _QUOTED: Final = re.compile(r"'[^']*'")
 _NUMBER: Final = re.compile(r"\d[\d.,:TZ+-]*(?<![.,:])")
@@ -105,10 +106,11 @@ def alike(reason: str) -> str:
 
 
 class Stop:
-    """Ctrl-C (or SIGTERM) asks for an end at the next commit; a second one ends at once."""
+    """Ctrl-C (or SIGTERM) asks for an end `where` the command can stop; a second one ends at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "at the next commit") -> None:
         self.asked = False
+        self._where = where
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -127,7 +129,7 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        console.say("stopping at the next commit; again to stop at once")
+        console.say(f"stopping {self._where}; again to stop at once")
 
 
 def process(  # noqa: PLR0913 - one parameter an option of the command
@@ -151,7 +153,7 @@ def process(  # noqa: PLR0913 - one parameter an option of the command
         job = Job(tuple(files), store, Options(form, user, unit, tz), console.durability(durability), stream)
         report = run_and_tell(job, json=json)
         resets = report["resets"]
-        if report["measurements"]["quarantined"] + resets["rolled_back"] + resets["refused"] + resets["conflicted"]:
+        if report["measurements"]["quarantined"] or any(resets[name] for name in UNDONE):
             raise typer.Exit(console.FINDINGS)
 
 
@@ -178,7 +180,7 @@ def run(job: Job, *, quiet: bool = True) -> dict[str, Any]:
     gc.set_threshold(*GC_THRESHOLDS)
     clock = SystemClock()
     began_us = clock.monotonic_us()
-    sources = [(_source_hash(name, job), name) for name in job.files]
+    sources = [(source_hash(name, job), name) for name in job.files]
     hashes = [key for key, _ in sources if key is not None]
     if len(set(hashes)) < len(hashes) or job.files.count(STDIN) > 1:
         message = f"a file is given twice, or two files are the same: {', '.join(job.files)}; give each once"
@@ -186,7 +188,9 @@ def run(job: Job, *, quiet: bool = True) -> dict[str, Any]:
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         rows, total = _rows(job, stack, quiet=quiet)
+        attach = stack.enter_context(alerting.attached(console.say))
         store = stack.enter_context(Store.open(job.store, durability=job.durability))
+        attach(store)
         tally = Tally(store)
         first_seq = store.audit_tail()[0] + 1
         intake = Processor(ResetManager(store)).intake(sources, tally.outcome)
@@ -211,7 +215,7 @@ def _feed(intake: Intake, tally: Tally, rows: Iterator[tuple[int, Row] | None], 
         intake.flush()
 
 
-def _source_hash(name: str, job: Job) -> bytes | None:
+def source_hash(name: str, job: Job) -> bytes | None:
     """Sixteen bytes from a file's content and from all that changes what its rows mean; None for standard input."""
     if name == STDIN:
         return None
@@ -335,7 +339,7 @@ def _resets(store: Store, first_seq: int) -> tuple[dict[str, Any], int]:
             outcomes[row.public.outcome] += 1
             if row.public.outcome == "committed":
                 kinds[row.public.kind] += 1
-    counted = {name: outcomes[name] for name in ("committed", "rolled_back", "refused", "conflicted")}
+    counted = {name: outcomes[name] for name in ("committed", *UNDONE)}
     return {**counted, "by_kind": dict(sorted(kinds.items()))}, outcomes["held"]
 
 

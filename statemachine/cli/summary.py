@@ -14,7 +14,8 @@ TITLES: Final = {
     "accepted": "Accepted", "quarantined": "Quarantined", "duplicate": "Duplicate", "late": "Late", "known": "Known already",
 }
 RESETS: Final = {
-    "rolled_back": "undone: the state before stands", "refused": "by a circuit breaker", "conflicted": "taken anew",
+    "rolled_back": "undone: the state before stands", "refused": "by a circuit breaker or the rollout",
+    "shadowed": "run by the rollout, nothing kept", "conflicted": "taken anew",
     "interrupted": "by an earlier process's death, settled now",
 }
 REASONS_SHOWN_MAX: Final = 10

@@ -31,10 +31,12 @@ from statemachine.estimator import BODY_WEIGHT, Estimator
 from statemachine.marks import DeadMarks, Marks
 from statemachine.state import user_key
 from statemachine.store import engine as door
-from statemachine.store import keys, log
+from statemachine.store import keys, log, making
 from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
 from statemachine.store.engine import OPENER, Engine, Opener
+from statemachine.store.intents import INTENTS, Intents
+from statemachine.store.mending import end_is_lost
 from statemachine.store.records import (
     ACCEPTED,
     DISPOSITIONS,
@@ -64,6 +66,7 @@ class StoreLimits(msgspec.Struct, frozen=True):
 
     A group of measurements is committed at `group_measurements_max`, when its oldest has waited `group_delay_ms` and
     another comes, or when no more come.  Callers in threads share a commit, up to `group_drafts_max`, with no delay.
+    Beyond `quarantined_measurements_max` of a user nothing is lost or refused: it is audited once, and `doctor` warns.
     """
 
     map_bytes: int = 1 << 34
@@ -73,6 +76,7 @@ class StoreLimits(msgspec.Struct, frozen=True):
     group_measurements_max: int = 16_384
     group_delay_ms: int = 2_000
     versions_max: int = log.VERSIONS_MAX
+    quarantined_measurements_max: int = 10_000
 
 
 class Store:
@@ -80,12 +84,13 @@ class Store:
 
     def __init__(  # noqa: PLR0913 - use Store.open
         self, engine: Engine, meta: Meta, *, estimator: Estimator, rules: Iterable[Rule], durability: Durability,
-        limits: StoreLimits, clock: Clock, ids: Ids,
+        limits: StoreLimits, clock: Clock, ids: Ids, intents: Intents = "process",
     ) -> None:
         self.engine = engine
         self.estimator = estimator
         self.validator = StateValidator((*estimator.rules, *rules))
         self.durability: Durability = durability
+        self.intents: Intents = intents
         self.limits = limits
         self.clock = clock
         self.ids = ids
@@ -104,7 +109,7 @@ class Store:
         )
         _OPEN_STORES.add(self)
         try:
-            self.interrupted = settle_dead(engine, self.committer, clock, self.path / door.OWNERS)
+            self.interrupted = self._settled()
         except BaseException:
             _OPEN_STORES.discard(self)
             self.marks.abandon()  # nothing is in it; the next opener removes it
@@ -114,13 +119,17 @@ class Store:
     def open(  # noqa: PLR0913 - each is a setting of its own
         cls, path: str | os.PathLike[str], *, estimator: Estimator = BODY_WEIGHT, durability: Durability = "each",
         rules: Iterable[Rule] = (), limits: StoreLimits | None = None, clock: Clock | None = None, ids: Ids | None = None,
-        opener: Opener = OPENER, readonly: bool = False,
+        opener: Opener = OPENER, readonly: bool = False, intents: Intents = "process",
     ) -> Store:
         """Open the store in a directory, creating it (mode 0700) where there is none.
 
         Durable on return of a commit: in `each` and `group` on the disk, in `process` in the page cache only (it
         survives a kill, not a power cut).  Attempts that a dead process left are settled first.  Raises StoreForeign,
         StoreCorrupt, StoreUnavailable (also on a network file system) or StoreFull, having changed nothing.
+
+        An attempt that begins leaves a mark, from which the next opening writes its row if the process dies.  With `intents`
+        "process" the mark survives the process alone, and costs no sync; "durable" makes each mark a commit of its own, so
+        that the row is there after a power cut too (it cannot be had with durability `process`).
 
         With `readonly` nothing is made, settled or written (but LMDB's own table of readers), and a store that is not
         there is StoreUnavailable; every call that would change something raises StoreUnavailable.  Others may write.
@@ -131,6 +140,10 @@ class Store:
         if durability not in DURABILITIES:
             message = f"durability {durability!r} is not one of {', '.join(DURABILITIES)}"
             raise InvalidInput(message)
+        if intents not in INTENTS or (intents == "durable" and durability == "process"):
+            message = (f"intents {intents!r} is not one of {', '.join(INTENTS)}" if intents not in INTENTS else
+                       "intents='durable' needs durability 'each' or 'group': with 'process' no commit outlives a power cut")
+            raise InvalidInput(message)
         missing = _must_create(directory)
         if readonly and missing:
             message = f"there is no store at {directory} to read; name the directory of one"
@@ -140,18 +153,29 @@ class Store:
             raise StoreUnavailable(message)
         refuse_network(directory)
         if missing:
-            door.create(directory, _first_records(estimator, clock, ids), opener)
+            making.create(directory, _first_records(estimator, clock, ids), opener)
         engine = Engine(
             directory, sync=durability != "process", map_bytes=limits.map_bytes, map_bytes_max=limits.map_bytes_max,
             writer_wait_s_max=limits.writer_wait_s_max, clock=clock, opener=opener, readonly=readonly,
         )
         try:
             engine.lengthen()
-            meta = _checked_meta(engine, estimator)
-            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids)
+            if not readonly:
+                making.clear_anew(directory)  # nobody is making the file anew while this is open
+            meta = checked_meta(engine, estimator)
+            return cls(engine, meta, estimator=estimator, rules=rules, durability=durability, limits=limits, clock=clock, ids=ids,
+                       intents=intents)
         except BaseException:
             engine.close()
             raise
+
+    def _settled(self) -> int:
+        try:
+            return settle_dead(self.engine, self.committer, self.clock, self.path / door.OWNERS)
+        except StoreCorrupt:
+            if not end_is_lost(self.engine):
+                raise
+            return 0  # nothing can be committed, so that nothing is lost by it: doctor names it, and recover mends it
 
     def _register(self) -> tuple[int, Marks]:
         """Become an owner: a number never used before, its key in the store, its locked file of marks."""
@@ -222,6 +246,7 @@ class Store:
             return
         if self.readonly:
             self.engine.close()
+            self.emitter.close()
             return
         try:
             draft = Draft(self.engine)
@@ -231,8 +256,10 @@ class Store:
         except ResetError:
             self.marks.abandon()  # the next opener settles them
         finally:
-            self.emitter.flush()
-            self.engine.close()
+            try:
+                self.engine.close()
+            finally:
+                self.emitter.close()  # it may wait for a hook: the store is others' by then
 
     def settle_dead(self) -> int:
         """Settle what owners that died since the opening left, as an opening does; how many attempts were interrupted."""
@@ -329,14 +356,22 @@ class Store:
         return None
 
     def users(self) -> Iterator[str]:
-        """Every user of whom anything is stored, in the order of their UTF-8 bytes."""
+        """Every user of whom anything is stored, in the order of their UTF-8 bytes; raises StoreCorrupt at a key of no user."""
         start = keys.FIRST_USER
         while True:
             found = self.engine.first(start, b"\xff" * 8)
             if found is None:
                 return
-            user = found[0][: found[0].index(b"\0")]
-            yield user.decode()
+            user, end, _ = found[0].partition(b"\0")
+            if not end or user + end < start:
+                message = f"the key {found[0]!r} of the store {self.path} was changed; restore the store from a backup"
+                raise StoreCorrupt(message)
+            try:
+                name = user.decode()
+            except UnicodeDecodeError as error:
+                message = f"the key {found[0]!r} of the store {self.path} names no user; restore the store from a backup"
+                raise StoreCorrupt(message) from error
+            yield name
             start = user + b"\1"
 
     def knows(self, user: str) -> bool:
@@ -493,16 +528,23 @@ def _first_records(estimator: Estimator, clock: Clock, ids: Ids) -> dict[bytes, 
     return {keys.META: codec.seal(keys.META, codec.pack(meta))}
 
 
-def _checked_meta(engine: Engine, estimator: Estimator) -> Meta:
+def checked_meta(engine: Engine, estimator: Estimator) -> Meta:
+    """What the store is; raises StoreForeign unless it is one of ours, of a schema and of states that are known here."""
     stored = engine.get(keys.META)
     if stored is None:
         message = f"{engine.path} is an LMDB environment, but no resetguard store"
+        raise StoreForeign(message)
+    schema = codec.schema_of(stored)
+    if schema is not None and schema > codec.SCHEMA and codec.is_sound(keys.META, stored):
+        message = (f"the store {engine.path} is of schema {schema}, and this program reads {codec.READABLE[0]} to "
+                   f"{codec.READABLE[-1]}: use a newer resetguard, the one that last wrote it or a later one")
         raise StoreForeign(message)
     meta = codec.unpack(Meta, codec.unseal(keys.META, stored))
     here = (estimator.name, estimator.schema, estimator.kernel)
     there = (meta.estimator, meta.estimator_schema, meta.kernel)
     if here != there:
         message = (f"{engine.path} holds states of {there[0]!r} (schema {there[1]}, arithmetic {there[2]}); "
-                   f"it was opened for {here[0]!r} (schema {here[1]}, arithmetic {here[2]})")
+                   f"it was opened for {here[0]!r} (schema {here[1]}, arithmetic {here[2]}); "
+                   "open it with the estimator and the release that wrote it")
         raise StoreForeign(message)
     return meta

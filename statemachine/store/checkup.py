@@ -1,412 +1,209 @@
 """The checkup: one pass over all records of a store, each finding with its remedy; damage is told, never raised.
 
-A user's records are judged as they stream past.  Where something seems wrong the user is read once more in one
-transaction, and only what is found there is told: a commit between two chunks is no finding.
+The sieve goes through the store in pieces, in several processes where that pays, and what it holds back is looked at
+carefully.  Only what the careful look finds, in one read transaction, is told: a commit meanwhile is no finding.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from statemachine import codec
-from statemachine.breaker import Breaker
-from statemachine.clock import iso
-from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
+from statemachine import audit
+from statemachine.errors import ResetError
 from statemachine.store import keys
+from statemachine.store.careful import Finding, StoreWide
+from statemachine.store.committer import audit_tail
 from statemachine.store.engine import rows_of
-from statemachine.store.records import ACCEPTED, DISPOSITIONS, Aside, Cursor, Head, Identity, Image, Meta, Pin, Unreadable
+from statemachine.store.pieces import DATA_FILE, PIECE_ROWS, PIECES_MAX, Crew, Piece, cut, unread
+from statemachine.store.sieve import STRETCHES, Log, Segment, Tally
+from statemachine.store.verification import without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    import lmdb
-
-    from statemachine.estimator import Estimator
     from statemachine.store import Store
-
-T = TypeVar("T")
+    from statemachine.store.records import Meta
 
 CHECKS: Final = (
     "records", "heads", "versions", "kept aside", "probation", "orphans", "damaged heads", "cursors", "owners",
     "audit chain", "audit index",
 )
 CHUNK_ROWS: Final = 1_000
-_SEQ_BYTES: Final = 8
-_ROW_HEADER_BYTES: Final = 68
-_PUBLIC_AT: Final = 64
-_BACKUP: Final = "take it from a backup"
-_RECOVER: Final = "the next measurement of the user walks back to the newest good version, as does ResetManager.recover"
-_REPORT: Final = "compare with a backup; restore the user to a version that reads, and report it as a bug if no disk was at fault"
-_BAD: Final = (StoreCorrupt, StoreForeign, ValueError)
-"""What reading a record may raise; msgspec answers text that is no UTF-8 with a ValueError."""
-
-
-class Finding(NamedTuple):
-    """One thing that is not as it should be: which check found it, about whom, and what to do."""
-
-    check: str
-    level: Literal["error", "warning"]
-    subject: str
-    problem: str
-    remedy: str
-
-
-class _Names(msgspec.Struct, frozen=True, gc=False):
-    """What the indexes of the audit log lead by; all else of a row is skipped unread."""
-
-    attempt_id: str = ""
-    user: str = ""
-
-
-_names: Final = msgspec.json.Decoder(_Names).decode
-_identity: Final = msgspec.msgpack.Decoder(Identity).decode
-_image: Final = msgspec.msgpack.Decoder(Image).decode
+_SIFTED: Final = (keys.AUDIT, keys.PIN, keys.ATTEMPT)
+"""What the sieve goes through of what lies under the leading NUL; all else there is looked at carefully."""
 
 
 class Checkup:
     """One examination of an open store.  `looked` counts what was looked at, by check; `kept` what lies in quarantine.
 
-    `oldest_kept_us` is the instant of the oldest measurement kept aside, None where there is none.
+    `oldest_kept_us` is the instant of the oldest measurement kept aside, None where there is none.  `processes`: how many
+    may work on a large store (`Crew` says what they ask of the program).
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, processes: int = 1) -> None:
         self._store = store
         self._engine = store.engine
-        self._sources: set[int] = set()
+        self._processes = processes
+        self._told: set[Finding] = set()
+        self._segments: list[Segment | None] = []
+        self._total = Tally()
         self.looked: Counter[str] = Counter()
         self.kept = 0
         self.oldest_kept_us: int | None = None
 
     def run(self) -> Iterator[Finding]:
         """Every finding, as it is found.  Raises nothing for damage; memory does not grow with the store."""
-        meta = None
+        meta, log, tail_hash = None, Log(0), audit.GENESIS
         try:
             meta = self._store.meta()
         except ResetError as error:
-            yield Finding("records", "error", "the store's own record", str(error), _BACKUP)
-        yield from self._guarded("records", self._store_wide(meta))
-        yield from self._guarded("records", self._users())
-        yield from self._guarded("audit chain", self._chain())
+            yield Finding("records", "error", "the store's own record", str(error), "take it from a backup")
+        try:
+            tail, tail_hash = audit_tail(self._engine)
+            log = Log(tail)
+        except ResetError:
+            self._segments.append(None)  # the chain cannot be sound; the record itself is told of below
+        yield from self._guarded(self._store_wide(meta))
+        with Crew(self._store, self._processes) as crew:
+            for look in (self._log, self._users):
+                if not crew.broken:
+                    yield from self._guarded(look(crew, log))
+            if not crew.broken:
+                yield from self._guarded(self._chain(log, tail_hash))
 
-    def _guarded(self, check: str, found: Iterator[Finding]) -> Iterator[Finding]:
+    def _guarded(self, found: Iterator[Finding]) -> Iterator[Finding]:
         """The findings, and one more where a page of the data file cannot be read at all: what follows it was not seen."""
         try:
             yield from found
         except ResetError as error:
-            yield Finding(check, "error", "the data file", f"reading stopped: {error}", "restore the store from a backup")
+            yield unread(f"reading stopped: {error}")
 
     def _store_wide(self, meta: Meta | None) -> Iterator[Finding]:
+        rest = StoreWide(meta, self._meta_now)
         start = b"\0"
+        for sifted in (*_SIFTED, keys.FIRST_USER):
+            yield from self._carefully(rest, start, sifted)
+            start = keys.after(sifted)
+        self.looked += rest.looked
+        self.kept += rest.kept
+
+    def _meta_now(self) -> Meta | None:
+        try:
+            return self._store.meta()
+        except ResetError:
+            return None
+
+    def _carefully(self, rest: StoreWide, start: bytes, stop: bytes, *, counted: bool = True) -> Iterator[Finding]:
+        """Look at each record with start <= key < stop."""
         while start:
-            found: list[Finding] = []
             with self._engine.reading() as txn:
-                rows = rows_of(txn, start, keys.FIRST_USER, CHUNK_ROWS)
-                for key, value in rows:
-                    try:
-                        found.extend(self._store_record(txn.get, meta, key, value))
-                    except _BAD as error:
-                        found.append(_unreadable("the store", _named(key), error))
-            self.looked["records"] += len(rows)
+                rows = rows_of(txn, start, stop, CHUNK_ROWS)
+                found = [finding for key, value in rows for finding in rest.judged(txn.get, key, value)]
+            self.looked["records"] += len(rows) if counted else 0
             yield from found
             start = rows[-1][0] + b"\0" if len(rows) == CHUNK_ROWS else b""
 
-    def _store_record(
-        self, get: Callable[[bytes], bytes | None], meta: Meta | None, key: bytes, value: bytes,
-    ) -> Iterator[Finding]:
-        kind = key[:2]
-        if kind == keys.ATTEMPT:
-            yield from self._attempt(get, key, value)
-        elif kind == keys.DAMAGED:
-            self.looked["damaged heads"] += 1
-            version = int.from_bytes(key[-8:], "big")
-            yield Finding("damaged heads", "warning", f"user {_text(key[2:-9])!r}",
-                          f"the bytes of a head that could not be read are kept, from before version {version}",
-                          "look at the user's versions after it; then they may be left where they are")
-        else:
-            content = codec.unseal(key, value)
-            if kind == keys.AUDIT:
-                yield from self._audit_row(get, key, content)
-            elif kind == keys.PIN:
-                codec.unpack(Pin, content)
-                if get(keys.head(key[2:])) is None:
-                    yield Finding("probation", "error", f"user {_text(key[2:])!r}",
-                                  "a before-image is pinned for a user who has no head", _REPORT)
-            elif kind == keys.CURSOR:
-                yield from self._cursor(meta, codec.unpack(Cursor, content))
-            elif kind == keys.OWNER:
-                yield from self._owner(meta, key, content)
-            elif kind == keys.UNREADABLE:
-                codec.unpack(Unreadable, content)
-                self.kept += 1
-            elif kind == keys.GLOBAL_BREAKER:
-                codec.unpack(Breaker, content)
+    def _log(self, crew: Crew, log: Log) -> Iterator[Finding]:
+        """The rows of the audit log, and the keys of attempts that lead to them."""
+        bounds = [keys.AUDIT, *map(keys.audit, range(PIECE_ROWS + 1, log.tail + 1, PIECE_ROWS)), keys.audit(log.tail + 1)]
+        rows = [Piece("audit", low, high, log) for low, high in pairwise(bounds)]
+        for result in crew.look(rows):
+            self._segments.append(result.segment)
+            yield from self._took(result.findings, result.tally, "audit index", "audit chain")
+        yield from self._carefully(StoreWide(), keys.audit(log.tail + 1), keys.after(keys.AUDIT))
+        attempts = [Piece("attempts", low, high, log) for low, high in self._cut(keys.ATTEMPT, keys.after(keys.ATTEMPT))]
+        rows_sums, self._total.attempt_sums = self._total.attempt_sums, [0] * STRETCHES
+        for result in crew.look(attempts):
+            yield from self._took(result.findings, result.tally, "audit index")
+        doubted = self._doubt(rows_sums, self._total.attempt_sums)
+        if doubted and not crew.broken:
+            yield from self._stretches(log, doubted)
+            for result in crew.look(piece._replace(doubted=doubted, again=True) for piece in attempts):
+                yield from self._once(result.findings)
 
-    def _cursor(self, meta: Meta | None, cursor: Cursor) -> Iterator[Finding]:
-        self.looked["cursors"] += 1
-        subject = f"source {cursor.source_id} ({cursor.name or 'without a name'})"
-        if cursor.source_id in self._sources:
-            yield Finding("cursors", "error", subject, "two sources have this number", _REPORT)
-        self._sources.add(cursor.source_id)
-        if meta is not None and not 0 < cursor.source_id <= meta.sources and meta.sources == self._store.meta().sources:
-            yield Finding("cursors", "error", subject, f"the store has given out {meta.sources} numbers of sources", _REPORT)
-        if cursor.consumed < 0:
-            yield Finding("cursors", "error", subject, f"{cursor.consumed} rows were consumed of it", _REPORT)
+    def _users(self, crew: Crew, log: Log) -> Iterator[Finding]:
+        """The users, with their pins and the keys under which they find their rows of the log."""
+        erased = tuple(pair for segment in self._segments if segment is not None for pair in segment.erased)
+        before, doubted = frozenset(self._total.doubted), frozenset(self._total.doubted)
+        kept_max = self._store.limits.quarantined_measurements_max
+        pieces = [Piece("users", low, high, log._replace(erased=erased), before, kept_max=kept_max)
+                  for low, high in self._cut(keys.FIRST_USER, b"")]
+        rows_sums, self._total.user_sums = self._total.user_sums, [0] * STRETCHES
+        for result in crew.look(pieces):
+            users = result.tally.users
+            for check, many in (("heads", users), ("orphans", users), ("probation", users),
+                                ("versions", result.tally.versions), ("kept aside", result.tally.kept)):
+                self.looked[check] += many
+            yield from self._took(result.findings, result.tally)
+        doubted = self._doubt(rows_sums, self._total.user_sums) - before
+        if doubted and not crew.broken:
+            yield from self._stretches(log, doubted)
+            for result in crew.look(piece._replace(doubted=doubted, again=True) for piece in pieces):
+                yield from self._once(result.findings)
 
-    def _owner(self, meta: Meta | None, key: bytes, content: bytes) -> Iterator[Finding]:
-        self.looked["owners"] += 1
-        number = int.from_bytes(key[2:], "big")
-        if len(content) != _SEQ_BYTES:
-            yield Finding("owners", "error", f"owner {number}", "its number of commits is torn", _REPORT)
-        elif meta is not None and number > meta.owners and meta.owners == self._store.meta().owners:
-            yield Finding("owners", "error", f"owner {number}", f"the store has had {meta.owners} owners", _REPORT)
+    def _cut(self, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        pieces = min(self._engine.info()["entries"] // PIECE_ROWS + 1, PIECES_MAX)
+        return cut(self._engine, start, stop, pieces, users=start == keys.FIRST_USER)
 
-    def _audit_row(self, get: Callable[[bytes], bytes | None], key: bytes, content: bytes) -> Iterator[Finding]:
-        """A row is found under its attempt and under its user."""
-        self.looked["audit index"] += 1
-        attempt_id, user = _names_in(content)
-        seq, place = key[2:], f"audit row {int.from_bytes(key[2:], 'big')}"
-        if attempt_id and get(keys.attempt(attempt_id)) != seq:
-            yield Finding("audit index", "error", place, f"it is not found under its attempt {attempt_id}",
-                          "`resetguard audit list` still shows it")
-        if user and get(user.encode() + b"\0a" + seq) is None:
-            yield Finding("audit index", "error", place, f"it is not found under its user {user!r}",
-                          "`resetguard audit list` without --user still shows it")
+    def _took(self, findings: Iterable[Finding], tally: Tally, *checks: str) -> Iterator[Finding]:
+        """Add up what was counted in a piece, and tell what was found."""
+        total = self._total
+        self.looked["records"] += tally.rows
+        for check in checks:
+            self.looked[check] += tally.rows
+        total.attempt_sums = [one + other for one, other in zip(total.attempt_sums, tally.attempt_sums, strict=True)]
+        total.user_sums = [one + other for one, other in zip(total.user_sums, tally.user_sums, strict=True)]
+        total.doubted |= tally.doubted
+        self.kept += tally.kept
+        if tally.oldest_kept_us is not None and (self.oldest_kept_us is None or tally.oldest_kept_us < self.oldest_kept_us):
+            self.oldest_kept_us = tally.oldest_kept_us
+        yield from self._once(findings)
 
-    def _attempt(self, get: Callable[[bytes], bytes | None], key: bytes, value: bytes) -> Iterator[Finding]:
-        """An attempt's key leads to the row that names it; its bytes carry no checksum of their own."""
-        self.looked["audit index"] += 1
-        attempt_id, _ = _row_at(get, value)
-        if not attempt_id or keys.attempt(attempt_id) != key:
-            yield Finding("audit index", "error", f"attempt {key[2:].hex()}", "its key leads to no row that names it",
-                          "look for its outcome in `resetguard audit list`")
+    def _once(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """The findings, but those that a second look may find again only once."""
+        for finding in findings:
+            if finding.check != "audit index" and finding.subject != DATA_FILE:
+                yield finding
+            elif finding not in self._told:
+                self._told.add(finding)
+                yield finding
 
-    def _chain(self) -> Iterator[Finding]:
+    def _doubt(self, one: list[int], other: list[int]) -> frozenset[int]:
+        """The stretches of the log that are doubted now: also those whose two sums differ."""
+        self._total.doubted.update(n for n in range(STRETCHES) if one[n] != other[n])
+        return frozenset(self._total.doubted)
+
+    def _stretches(self, log: Log, doubted: Iterable[int]) -> Iterator[Finding]:
+        """Look carefully at the rows of the log in these stretches."""
+        for stretch in sorted(doubted):
+            start = keys.audit(stretch * log.width) if stretch else keys.AUDIT
+            stop = keys.audit(min((stretch + 1) * log.width, log.tail + 1))
+            yield from self._once(self._carefully(StoreWide(), start, stop, counted=False))
+
+    def _chain(self, log: Log, tail_hash: bytes) -> Iterator[Finding]:
+        if self._is_chain(log, tail_hash):
+            return
         check = self._store.verify_audit()
-        self.looked["audit chain"] += check.rows
         if check.bad_seq is not None:
             yield Finding("audit chain", "error", f"audit row {check.bad_seq}", check.problem,
                           "keep the store as evidence; `resetguard audit verify` tells the hash before it")
 
-    def _users(self) -> Iterator[Finding]:
-        start, user = keys.FIRST_USER, None
-        while start:
-            suspects: list[bytes] = []
-            with self._engine.reading() as txn:
-                rows = rows_of(txn, start, b"", CHUNK_ROWS)
-                for key, value in rows:
-                    if user is None or not key.startswith(user.prefix):
-                        suspects.extend(self._suspect(user, txn))
-                        user = _User(_prefix(key), self._store.estimator)
-                    user.add(txn.get, key, value)
-                start = rows[-1][0] + b"\0" if len(rows) == CHUNK_ROWS else b""
-                if not start:
-                    suspects.extend(self._suspect(user, txn))
-            self.looked["records"] += len(rows)
-            for prefix in suspects:
-                yield from self._again(prefix)
+    def _is_chain(self, log: Log, tail_hash: bytes) -> bool:
+        """Whether the segments follow one another from the first row to the last, and each erasure is accounted for."""
+        hash_before, rows = audit.GENESIS, 0
+        erased: list[tuple[int, int]] = []
+        for segment in self._segments:
+            if segment is None or not segment.sound or (segment.rows and segment.before != hash_before):
+                return False
+            hash_before, rows = segment.after or hash_before, rows + segment.rows
+            erased += segment.erased
+        for low, high in (pair for segment in self._segments if segment is not None for pair in segment.covered):
+            erased = list(without(erased, low, high))
+        return (hash_before, rows) == (tail_hash, log.tail) and not erased and self._is_end()
 
-    def _suspect(self, user: _User | None, txn: lmdb.Transaction[bytes]) -> Iterator[bytes]:
-        """The user's prefix, if anything about the user seems wrong; and what is counted of users."""
-        if user is None:
-            return
-        for name, figure in (("heads", 1), ("versions", user.versions), ("kept aside", user.kept), ("orphans", 1),
-                             ("probation", 1)):
-            self.looked[name] += figure
-        self.kept += user.kept
-        if user.oldest_kept_us is not None and (self.oldest_kept_us is None or user.oldest_kept_us < self.oldest_kept_us):
-            self.oldest_kept_us = user.oldest_kept_us
-        if user.judged(txn.get):
-            yield user.prefix
-
-    def _again(self, prefix: bytes) -> list[Finding]:
-        """What is wrong about a user as the store is at one moment."""
-        user = _User(prefix, self._store.estimator)
-        with self._engine.reading() as txn, txn.cursor() as cursor:
-            there = cursor.set_range(prefix)
-            while there and cursor.key().startswith(prefix):
-                user.add(txn.get, cursor.key(), cursor.value())
-                there = cursor.next()
-            return user.judged(txn.get)
-
-
-class _User:
-    """One user's records as they stream past in the order of their keys, and what they say together at the end."""
-
-    __slots__ = ("_aside", "_damaged", "_estimator", "_found", "_head", "_head_there", "_identities", "_newest", "_number",
-                 "_oldest_is_image", "kept", "oldest_kept_us", "prefix", "versions")
-
-    def __init__(self, prefix: bytes, estimator: Estimator) -> None:
-        self.prefix = prefix
-        self._estimator = estimator
-        self._found: list[Finding] = []
-        self._aside: Aside | None = None
-        self._head: Head | None = None
-        self._head_there = False
-        self._damaged = False
-        self._identities = 0
-        self._newest = 0
-        self._number = 0
-        self._oldest_is_image = True
-        self.kept = 0
-        self.oldest_kept_us: int | None = None
-        self.versions = 0
-
-    def add(self, get: Callable[[bytes], bytes | None], key: bytes, value: bytes) -> None:
-        """Take in the next record of the user."""
-        letter = key[len(self.prefix):len(self.prefix) + 1]
-        try:
-            if letter == b"a":
-                self._index(get, key, value)
-            elif letter == b"v":
-                self._version(key, value)
-            elif letter == b"i":
-                self._identity(key, value)
-            elif letter == b"s":
-                self._head_there = True
-                head = codec.unpack(Head, codec.unseal(key, value))
-                self._estimator.decode(head.state)
-                self._head = head
-            else:
-                self._other(letter, codec.unseal(key, value))
-        except (*_BAD, msgspec.MsgspecError) as error:
-            self._damaged = self._damaged or letter in (b"i", b"r")
-            name = self._name(letter, key)
-            self._found.append(_unreadable(self._subject(), name, error, _RECOVER if letter in (b"s", b"v") else _BACKUP))
-
-    def _index(self, get: Callable[[bytes], bytes | None], key: bytes, value: bytes) -> None:
-        seq = key[len(self.prefix) + 1:]
-        attempt_id, user = _row_at(get, seq)
-        erased = attempt_id is not None and not user
-        if value or not (erased or (user is not None and user.encode() == self.prefix[:-1])):
-            self._tell("audit index", f"its key for audit row {int.from_bytes(seq, 'big')} leads to no row about the user",
-                       "look for the user's rows in `resetguard audit list` without --user")
-
-    def _version(self, key: bytes, value: bytes) -> None:
-        number = keys.number_of(key)
-        if not self._newest:
-            self._newest = number
-        elif number != self._number - 1:
-            gone = f"version {number + 1}" if number == self._number - 2 else f"versions {number + 1} to {self._number - 1}"
-            self._tell("versions", f"{gone} missing from the log", _REPORT)
-        self._number = number
-        self.versions += 1
-        self._oldest_is_image = True  # where it cannot be read, that is told and no more is known
-        content = codec.unseal(key, value)
-        if content[:1] == bytes((codec.IMAGE,)):
-            self._estimator.decode(_image(content[1:]).state)
-        else:
-            codec.decode_step(content)
-            self._oldest_is_image = False
-
-    def _identity(self, key: bytes, value: bytes) -> None:
-        self._identities += 1
-        disposition = _identity(codec.unseal(key, value)).disposition
-        if disposition != ACCEPTED:
-            DISPOSITIONS[disposition]
-            self.kept += 1
-            at_us = keys.instant_of(key, self.prefix[:-1])
-            if self.oldest_kept_us is None:
-                self.oldest_kept_us = at_us  # identities lie in the order of their instants
-
-    def _other(self, letter: bytes, content: bytes) -> None:
-        if letter == b"b":
-            codec.unpack(Breaker, content)
-        elif letter == b"r":
-            self._aside = codec.unpack(Aside, content)
-
-    def judged(self, get: Callable[[bytes], bytes | None]) -> list[Finding]:
-        """All that is wrong about the user; call once, after the last record."""
-        head, name = self._head, self.prefix[:-1]
-        aside = self._aside.count if self._aside is not None else 0
-        if not self._damaged and aside != self.kept:
-            self._tell("kept aside", f"the count of what is kept aside says {aside}, and {self.kept} are there", _REPORT)
-        if not self._oldest_is_image:
-            self._tell("versions", f"version {self._number}, the oldest, is a step with no image before it", _REPORT)
-        if head is not None:
-            self._judge_head(head)
-            if (get(keys.pin(name)) is None) != (head.probation is None):
-                problem = ("the user is on probation and has no before-image pinned" if head.probation is not None
-                           else "a before-image is pinned, and the user is not on probation")
-                self._tell("probation", problem, _REPORT)
-        elif not self._head_there and self.versions:
-            self._tell("heads", f"there is no head, and the log has {self.versions} versions", _RECOVER)
-        elif not self._head_there and self._identities and not (aside or self.kept):
-            self._tell("orphans", f"{self._identities} measurements are recorded, with no head and nothing kept aside", _REPORT)
-        return self._found
-
-    def _judge_head(self, head: Head) -> None:
-        if head.version != self._newest:
-            newest = f"the newest in the log is {self._newest}" if self._newest else "the log is empty"
-            self._tell("heads", f"the head says version {head.version}, and {newest}", _RECOVER)
-        if self._newest and head.first != self._number:
-            self._tell("versions", f"the head says the log begins at version {head.first}, and it begins at {self._number}",
-                       _REPORT)
-
-    def _tell(self, check: str, problem: str, remedy: str) -> None:
-        self._found.append(Finding(check, "error", self._subject(), problem, remedy))
-
-    def _subject(self) -> str:
-        return f"user {_text(self.prefix[:-1])!r}"
-
-    def _name(self, letter: bytes, key: bytes) -> str:
-        if letter == b"v":
-            return f"version {keys.number_of(key)}"
-        if letter == b"i":
-            try:
-                return f"the measurement at {iso(keys.instant_of(key, self.prefix[:-1]))}"
-            except (OverflowError, ValueError):
-                return "a measurement"
-        named = {b"s": "the head", b"b": "the breaker", b"r": "the count of what is kept aside"}
-        return named.get(letter, f"the record {letter!r}")
-
-
-def _prefix(key: bytes) -> bytes:
-    """What all keys of the user begin with; the whole of a key that is no user's."""
-    return key[:key.index(b"\0") + 1] if b"\0" in key else key
-
-
-def _text(user: bytes) -> str:
-    return user.decode("utf-8", "backslashreplace")
-
-
-def _named(key: bytes) -> str:
-    """What a store-wide key stands for."""
-    number = str(int.from_bytes(key[2:10], "big"))
-    named = {
-        keys.AUDIT: f"audit row {number}", keys.CURSOR: f"the cursor of source {key[2:].hex()}", keys.GLOBAL_BREAKER:
-        "the global breaker", keys.CHAIN: "the end of the audit log", keys.META: "the store's own record", keys.OWNER:
-        f"owner {number}", keys.PIN: f"the before-image of user {_text(key[2:])!r}", keys.UNREADABLE:
-        f"an unreadable row of source {number}",
-    }
-    return named.get(key[:2], f"the record at {key!r}")
-
-
-def _unreadable(subject: str, name: str, error: Exception, remedy: str = _BACKUP) -> Finding:
-    """The finding for a record that fails its checksum or does not decode."""
-    text = str(error)
-    why = "fails its checksum" if "checksum" in text else text
-    return Finding("records", "error", subject, f"{name} cannot be read: {why}", remedy)
-
-
-def _names_in(content: bytes) -> tuple[str, str]:
-    """The attempt and the user of an audit row; "" for what it does not name, and for the user of an erased one."""
-    end = _ROW_HEADER_BYTES + int.from_bytes(content[_PUBLIC_AT:_ROW_HEADER_BYTES], "big")
-    try:
-        personal = content[end:]
-        return _names(content[_ROW_HEADER_BYTES:end]).attempt_id, _names(personal).user if personal else ""
-    except msgspec.MsgspecError as error:
-        message = f"an audit row does not decode: {error}"
-        raise StoreCorrupt(message) from error
-
-
-def _row_at(get: Callable[[bytes], bytes | None], seq: bytes) -> tuple[str | None, str | None]:
-    """What the audit row of that number names; (None, None) where there is none, or none that can be read."""
-    key = keys.AUDIT + seq
-    stored = get(key)
-    try:
-        return (None, None) if stored is None else _names_in(codec.unseal(key, stored))
-    except _BAD:
-        return None, None
+    def _is_end(self) -> bool:
+        """Whether no row stands after the end of the log as it is now."""
+        newest = self._engine.ends(keys.AUDIT, keys.after(keys.AUDIT))[1]
+        return newest is None or newest <= keys.audit(audit_tail(self._engine)[0])

@@ -12,14 +12,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from itertools import takewhile, zip_longest
-from typing import Final
+from typing import Any, Final
 
 import lmdb
 import msgspec
 
 from statemachine import audit, codec
 from statemachine.audit import Entry, Row
-from statemachine.breaker import CLOSED, Breaker, released
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
     CommitInDoubt,
@@ -28,27 +27,35 @@ from statemachine.errors import (
     ResetError,
     StoreBusy,
     StoreCorrupt,
+    StoreForeign,
     StoreFull,
     StoreUnavailable,
 )
 from statemachine.marks import Mark, Marks
 from statemachine.state import user_key
 from statemachine.store import keys
-from statemachine.store.draft import BreakerEvent, Draft, MissReason, breaker_key, record
+from statemachine.store.breakers import Breakers
+from statemachine.store.draft import Draft, MissReason
 from statemachine.store.engine import FULL, Engine, translated
 
 CHAIN_BYTES: Final = 40
-SHUT: Final = {"open", "forced-open"}
+_MISSED: Final[dict[MissReason, str]] = {
+    "conflict": "another attempt changed this user in the meantime; read the head again",
+    "breaker": "the circuit breaker changed while the attempt ran",
+    "global breaker": "the global circuit breaker opened while the attempt ran",
+    "budget": "the budget of resets a minute was used up while the attempt ran",
+}
 
 
 class _Ticket:
     """One draft in the queue, and how it went."""
 
-    __slots__ = ("draft", "error", "missed", "rows", "settled", "taken")
+    __slots__ = ("draft", "error", "missed", "moves", "rows", "settled", "taken")
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
         self.rows: list[Row] = []
+        self.moves: list[Row] = []
         self.missed: MissReason | None = None
         self.error: BaseException | None = None
         self.settled = False
@@ -57,12 +64,8 @@ class _Ticket:
     def outcome(self) -> list[Row]:
         if self.error is not None:
             raise self.error
-        if self.missed == "conflict":
-            message = "another attempt changed this user in the meantime; read the head again"
-            raise ConflictError(message)
-        if self.missed == "breaker":
-            message = "the circuit breaker changed while the attempt ran"
-            raise ConflictError(message, reason="breaker")
+        if self.missed is not None:
+            raise ConflictError(_MISSED[self.missed], reason=self.missed)
         return self.rows
 
 
@@ -162,16 +165,19 @@ class Committer:
         if own is None:
             message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
             raise StoreUnavailable(message)
-        chain = _Chain(txn, self)
+        chain = _Chain(txn, self, next((t.draft.audit_end for t in batch if t.draft.audit_end is not None), None))
+        wall_us = self.clock.now_us()
         for ticket in batch:
-            ticket.rows, ticket.error, entries = [], None, ticket.draft.entries
+            ticket.rows, ticket.moves, ticket.error, entries = [], [], None, ticket.draft.entries
             try:
-                ticket.missed, breakers = _judged(txn, ticket.draft)
+                breakers = Breakers(txn.get, wall_us)
+                ticket.missed = _judged(txn, ticket.draft, breakers)
                 if ticket.missed is not None:
+                    breakers = Breakers(txn.get, wall_us)
                     miss = ticket.draft.on_miss(ticket.missed) if ticket.draft.on_miss is not None else None
                     entries = [] if miss is None else [miss.entry]
                     if miss is not None:
-                        _after(txn, miss.event, breakers)
+                        breakers.settle(miss.event)
             except StoreCorrupt as error:  # a breaker that cannot be read is no trouble of the others in the batch (INV-11)
                 ticket.error = error
                 continue
@@ -179,9 +185,9 @@ class Committer:
             if ticket.error is None:
                 if ticket.missed is None:
                     _put_all(txn, ticket.draft.puts)
-                for user, value in breakers.items():
-                    _put_breaker(txn, user, value)
+                _put_changed(txn, breakers)
                 ticket.rows = [chain.append(entry) for entry in entries]
+                ticket.moves = [chain.append(entry) for entry in breakers.moves]
         ended: dict[int, Row | None] = {}
         for slot, mark in self.marks.ended().items():
             ended[slot] = None
@@ -202,6 +208,8 @@ class Committer:
             contexts = [entry.context for entry in ticket.draft.entries] if ticket.missed is None else [None]
             for row, context in zip(ticket.rows, contexts, strict=False):  # none where the draft was refused
                 self.emitter.emit(row, context)
+            for row in ticket.moves:
+                self.emitter.emit(row, _context_of(row, ticket.draft.entries))
             ticket.settled = True
         for late in ended.values():
             if late is not None:
@@ -263,20 +271,19 @@ class Committer:
         return int.from_bytes(codec.unseal(key, stored), "big") >= number
 
 
-def _judged(txn: lmdb.Transaction[bytes], draft: Draft) -> tuple[MissReason | None, dict[bytes, Breaker]]:
-    """Whether the draft may be applied to what is stored now, and the breakers as they are after it."""
+def _judged(txn: lmdb.Transaction[bytes], draft: Draft, breakers: Breakers) -> MissReason | None:
+    """Why the draft may not be applied to what is stored now, None where it may; then `breakers` are as they are after it."""
     for key, value in draft.expected.items():
         if txn.get(key) != value:
-            return "conflict", {}
+            return "conflict"
     for (start, stop), wanted in draft.expected_keys.items():
         if not _are_keys(txn, start, stop, wanted):
-            return "conflict", {}
-    breakers: dict[bytes, Breaker] = {}
+            return "conflict"
     for event in draft.events:
-        own, common = _after(txn, event, breakers)
-        if event.result == "success" and (own.generation != event.generation or {own.mode, common.mode} & SHUT):
-            return "breaker", {}
-    return None, breakers
+        missed = breakers.judge(event)
+        if missed is not None:
+            return missed
+    return None
 
 
 def _are_keys(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, wanted: list[bytes]) -> bool:
@@ -284,14 +291,6 @@ def _are_keys(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, wanted: l
         cursor.set_range(start)
         found = takewhile(lambda key: key < stop, cursor.iternext(keys=True, values=False)) if cursor.key() else ()
         return all(key == other for key, other in zip_longest(found, wanted))
-
-
-def _after(txn: lmdb.Transaction[bytes], event: BreakerEvent, breakers: dict[bytes, Breaker]) -> tuple[Breaker, Breaker]:
-    """Move `breakers` on by an event, from what is stored where it is their first; the two as they were before it."""
-    own = breakers.get(event.user) or _breaker(txn, event.user)
-    common = breakers.get(b"") or _breaker(txn, b"")
-    breakers[event.user], breakers[b""] = event.on_user(own), event.on_global(common)
-    return own, common
 
 
 def _second_outcome(txn: lmdb.Transaction[bytes], entries: list[Entry]) -> InvariantViolation | None:
@@ -317,39 +316,41 @@ def _put_all(txn: lmdb.Transaction[bytes], puts: dict[bytes, bytes | None]) -> N
                 cursor.delete()
 
 
-def _breaker(txn: lmdb.Transaction[bytes], user: bytes) -> Breaker:
-    key = breaker_key(user)
-    return record(Breaker, key, txn.get(key)) or CLOSED
-
-
-def _put_breaker(txn: lmdb.Transaction[bytes], user: bytes, value: Breaker) -> None:
-    key = breaker_key(user)
-    if value == CLOSED:
-        txn.delete(key)
-    else:
-        stored = codec.seal(key, codec.pack(value))
-        if txn.get(key) != stored:
-            txn.put(key, stored)
+def _put_changed(txn: lmdb.Transaction[bytes], breakers: Breakers) -> None:
+    for key, value in breakers.records().items():
+        if value is None:
+            txn.delete(key)
+        elif txn.get(key) != value:
+            txn.put(key, value)
 
 
 def _give_back(txn: lmdb.Transaction[bytes], mark: Mark) -> None:
     """The probe of an attempt whose end could not be settled with it must not hold its slot for ever (INV-12)."""
     for user in (user_key(mark.user), b""):
         with contextlib.suppress(StoreCorrupt):  # whoever needs it is told; this commit may be another user's
-            record_now = _breaker(txn, user)
-            free = released(record_now, mark.attempt_id)
-            if free is not record_now:
-                _put_breaker(txn, user, free)
+            breakers = Breakers(txn.get, 0)
+            breakers.give_back(user, mark.attempt_id)
+            _put_changed(txn, breakers)
+
+
+def _context_of(row: Row, entries: list[Entry]) -> dict[str, Any] | None:
+    """The contextvars of the attempt that moved a breaker."""
+    attempt_id = row.personal.details["attempt_id"]
+    return next((entry.context for entry in entries if entry.public.attempt_id == attempt_id), None)
 
 
 class _Chain:
     """The end of the audit log inside one write transaction."""
 
-    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], committer: Committer, found: bytes | None = None) -> None:
         self._txn = txn
         self._committer = committer
-        stored = txn.get(keys.CHAIN)
-        tail = codec.unseal(keys.CHAIN, stored) if stored is not None else bytes(8) + audit.GENESIS
+        try:
+            tail = _tail(txn)
+        except StoreCorrupt:
+            if found is None:
+                raise
+            tail = found
         self._seq = int.from_bytes(tail[:8], "big")
         self._hash = tail[8:CHAIN_BYTES]
         self._appended = False
@@ -371,6 +372,7 @@ class _Chain:
         seq = self._seq.to_bytes(8, "big")
         if public.attempt_id:
             txn.put(keys.attempt(public.attempt_id), seq)
+            txn.delete(keys.intent(public.attempt_id))
         if entry.personal.user:
             txn.put(keys.audit_of(user_key(entry.personal.user), self._seq), b"")
         row = Row(public, entry.personal, self._hash, digest)
@@ -384,12 +386,29 @@ class _Chain:
             self._txn.put(keys.CHAIN, codec.seal(keys.CHAIN, self._seq.to_bytes(8, "big") + self._hash))
 
 
+def _tail(txn: lmdb.Transaction[bytes]) -> bytes:
+    """Number and hash of the newest audit row; StoreCorrupt, with the remedy, where the record of it is damaged or gone."""
+    stored = txn.get(keys.CHAIN)
+    if stored is None:
+        with txn.cursor() as cursor:
+            if not (cursor.set_range(keys.AUDIT) and cursor.key() < keys.after(keys.AUDIT)):
+                return bytes(8) + audit.GENESIS
+    try:
+        tail = codec.unseal(keys.CHAIN, stored or b"")
+        if len(tail) == CHAIN_BYTES:
+            return tail
+        why = f"it has {len(tail)} bytes"
+    except (StoreCorrupt, StoreForeign) as error:
+        why = "it is gone" if stored is None else str(error)
+    message = (f"the record of the end of the audit log cannot be read ({why}), and nothing can be committed without it: "
+               "`resetguard recover --actor A --reason R` finds it again from the newest row")
+    raise StoreCorrupt(message)
+
+
 def audit_tail(engine: Engine) -> tuple[int, bytes]:
     """The number of the newest audit row and its hash; (0, zeros) for an empty log."""
-    stored = engine.get(keys.CHAIN)
-    if stored is None:
-        return 0, audit.GENESIS
-    tail = codec.unseal(keys.CHAIN, stored)
+    with engine.reading() as txn:
+        tail = _tail(txn)
     return int.from_bytes(tail[:8], "big"), tail[8:CHAIN_BYTES]
 
 

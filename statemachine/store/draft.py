@@ -6,26 +6,46 @@ the commit compares them with what is stored then, and applies all of the draft 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from itertools import islice
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from statemachine import codec
 from statemachine.audit import Entry
-from statemachine.breaker import CLOSED, Breaker, BreakerPolicy, Now, Result, settle, settle_global
+from statemachine.breaker import (
+    CLOSED,
+    UNSPENT,
+    Breaker,
+    BreakerPolicy,
+    Budget,
+    GlobalBreakerPolicy,
+    Now,
+    Result,
+    settle,
+    settle_global,
+    spent,
+)
 from statemachine.errors import StoreCorrupt
 from statemachine.store import keys
-from statemachine.store.engine import Engine
-from statemachine.store.records import Aside, Head, Identity, Pin
+from statemachine.store.engine import Engine, rows_of
+from statemachine.store.records import ACCEPTED, Aside, Head, Identity, Pin
 
 T = TypeVar("T")
 
-MissReason = Literal["conflict", "breaker"]
+IDENTITIES_LOOKED_AT: Final = 32
+"""Of a user without a head: enough, since a user's first accepted measurement is among its first."""
+
+MissReason = Literal["conflict", "breaker", "global breaker", "budget"]
 
 
 class BreakerEvent(NamedTuple):
-    """How an attempt ended, for its user's breaker and for the global one; computed anew inside the commit."""
+    """How an attempt ended, for its user's breaker and for the global one; computed anew inside the commit.
+
+    `resets_per_minute`: the budget that a success is taken from, None where none is in force or the attempt is exempt.
+    """
 
     user: bytes
     policy: BreakerPolicy
@@ -35,16 +55,23 @@ class BreakerEvent(NamedTuple):
     global_generation: int
     now: Now
     suspect: tuple[str, int] | None = None
+    global_policy: GlobalBreakerPolicy = GlobalBreakerPolicy()
+    resets_per_minute: int | None = None
 
     def on_user(self, record: Breaker) -> Breaker:
         """The user's breaker after this event."""
         return settle(record, self.policy, self.result, attempt_id=self.attempt_id, generation=self.generation,
-                      now=self.now, suspect=self.suspect)
+                      now=self.now, suspect=self.suspect, name=self.user.decode())
 
     def on_global(self, record: Breaker) -> Breaker:
         """The global breaker after this event."""
-        return settle_global(record, self.policy, self.result, user=self.user, attempt_id=self.attempt_id,
+        return settle_global(record, self.global_policy, self.result, user=self.user, attempt_id=self.attempt_id,
                              generation=self.global_generation, now=self.now)
+
+    @property
+    def spends(self) -> bool:
+        """Whether this end is taken from a budget."""
+        return self.resets_per_minute is not None and self.result == "success"
 
 
 class Miss(NamedTuple):
@@ -63,13 +90,16 @@ class Draft:
         self.expected_keys: dict[tuple[bytes, bytes], list[bytes]] = {}
         self.puts: dict[bytes, bytes | None] = {}
         self.entries: list[Entry] = []
+        self.audit_end: bytes | None = None  # where the chain goes on, should the store have lost it
         self.events: list[BreakerEvent] = []
         self._heads: dict[bytes, tuple[Head, Callable[[Any], bytes], Any]] = {}
         self.on_miss: Callable[[MissReason], Miss] | None = None
         self.after: list[Callable[[], None]] = []
         self.dropped: list[Callable[[], None]] = []
         self._identities: dict[bytes, dict[bytes, bytes]] = {}
+        self._in_order: dict[bytes, list[bytes]] = {}
         self._breakers: dict[bytes, Breaker] = {}
+        self._budget: Budget | None = None
 
     def committed(self) -> None:
         """The draft is durable: the attempts in it are told, so that their marks are released."""
@@ -153,7 +183,22 @@ class Draft:
         if newest != (0 if head is None else head.version):
             message = f"the head of {user.decode()!r} does not match its log (newest version there: {newest})"
             raise StoreCorrupt(message, user=user.decode())
+        if head is None:
+            self._check_nothing_stored(user, key)
         return head
+
+    def _check_nothing_stored(self, user: bytes, key: bytes) -> None:
+        """"Nothing stored" may start a reset, "not found" may not: no key is out of order, and nothing was ever accepted."""
+        before = self._engine.check_absent(key)
+        if not before.startswith(user + b"\0"):
+            return
+        prefix = keys.identities(user)
+        with self._engine.reading() as txn:
+            oldest = rows_of(txn, prefix, keys.after(prefix), IDENTITIES_LOOKED_AT)
+        for at, value in oldest:
+            if _decoded(Identity, at, value).disposition == ACCEPTED:
+                message = f"measurements of {user.decode()!r} were accepted, and no state of it is found"
+                raise StoreCorrupt(message, user=user.decode())
 
     def pin(self, user: bytes) -> Pin | None:
         """The before-image of the reset under probation."""
@@ -171,7 +216,9 @@ class Draft:
         """Record where a measurement went."""
         own = self._identities.get(user)
         if own is None:
-            own = self._identities[user] = {}
+            own, self._in_order[user] = self._identities.setdefault(user, {}), []
+        if key not in own:
+            insort(self._in_order[user], key)
         own[key] = self.puts[key] = codec.seal(key, codec.pack(identity))
 
     def identities(self, user: bytes, after_us: int) -> list[tuple[bytes, Identity]]:
@@ -182,6 +229,19 @@ class Draft:
         found.update((key, value) for key, value in self._identities.get(user, {}).items() if key >= start)
         puts = self.puts  # one that the draft deletes is not there any more
         return [(key, _decoded(Identity, key, found[key])) for key in sorted(found) if puts.get(key, b"") is not None]
+
+    def newest_identities(self, user: bytes, after_us: int, until_us: int, rows_max: int) -> list[tuple[bytes, Identity]]:
+        """The newest of the user's measurements after one instant and until another, pending ones included, in order.
+
+        At most `rows_max`; the work does not grow with how many more there are.
+        """
+        start, stop = keys.identity(user, after_us + 1, b""), keys.identity(user, until_us + 1, b"")
+        found = dict(islice(self._engine.scan(start, stop, reverse=True), rows_max))
+        pending, own = self._in_order.get(user, []), self._identities.get(user, {})
+        end = bisect_left(pending, stop)
+        found.update((key, own[key]) for key in pending[max(bisect_left(pending, start), end - rows_max):end])
+        puts = self.puts  # one that the draft deletes is not there any more
+        return [(key, _decoded(Identity, key, found[key])) for key in sorted(found)[-rows_max:] if puts.get(key, b"") is not None]
 
     def breaker(self, user: bytes) -> Breaker:
         """The user's breaker, or with b"" the global one, with this draft's own events applied."""
@@ -198,6 +258,14 @@ class Draft:
         after = event.on_user(self.breaker(event.user)), event.on_global(self.breaker(b""))
         self.events.append(event)
         self._breakers[event.user], self._breakers[b""] = after
+        if event.spends:
+            self._budget = spent(self.budget(), event.now)
+
+    def budget(self) -> Budget:
+        """What was taken from the budget of resets, with this draft's own events applied."""
+        if self._budget is not None:
+            return self._budget
+        return record(Budget, keys.BUDGET, self._engine.get(keys.BUDGET)) or UNSPENT
 
 
 def newest_version(engine: Engine, user: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The one door to LMDB: creation, opening, transactions, the writer's turn, map growth, and foreign errors translated.
+"""The one door to LMDB: opening, transactions, the writer's turn, map growth, and foreign errors translated.
 
 Read transactions are short: `get` and `scan` open one each and end it, so that no reader keeps old pages alive and the
 map may grow at any time.  Writers take an flock of our own first, because LMDB's mutex cannot be waited for with a
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import os
 import shutil
 import threading
@@ -23,17 +22,28 @@ import lmdb
 
 from statemachine.clock import Clock
 from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
+from statemachine.store import presence
+from statemachine.store.footing import Footing, check_lock
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
+LMDB_LOCK: Final = "lock.mdb"
 OWNERS: Final = "owners"
+ANEW: Final = "anew"
+"""Where the data file is made anew, in the store's own directory; there only while that is under way."""
 MANIFEST: Final = "backup.json"
 """Beside the data of a backup: what it was made of, and the digest of its bytes."""
+PARTS: Final = frozenset({DATA, LMDB_LOCK, WRITER_LOCK, OWNERS, MANIFEST})
+"""The names in a store or a backup; anything else in a directory is somebody else's."""
 SCAN_ROWS: Final = 1_000
 LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
 ROOM_BYTES_MIN: Final = 1 << 22
 """With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
+WRITES_A_CHECK: Final = 256
+"""So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
+HALF_PAGE_KEYS_MAX: Final = 100
+"""More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
 _POLL_S: Final = (0.0002, 0.005)
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
@@ -68,82 +78,6 @@ def _is_full(path: Path) -> bool:
         return False
 
 
-def create(path: Path, records: dict[bytes, bytes], opener: Opener = OPENER) -> None:
-    """Make a store at `path` holding `records`: after a crash at any point it is there whole, or not at all.
-
-    LMDB's own creation is not crash-atomic, so it is built aside, synced with its directory, renamed into place, and
-    the parent directory is synced.  Where another process was faster, its store stands.
-    """
-    path = Path(os.path.realpath(path))
-    with contextlib.suppress(OSError):
-        if path.samefile("."):
-            message = f"{path} is the current directory and cannot be replaced by a store; name a directory in it"
-            raise StoreUnavailable(message)
-    try:
-        with placed(path) as aside:
-            env = opener(str(aside), map_size=1 << 24, subdir=True, mode=0o600, max_dbs=0, lib_version=LMDB_MAJOR)
-            with env.begin(write=True) as txn:
-                for key, value in records.items():
-                    txn.put(key, value)
-            env.sync(True)  # noqa: FBT003 - py-lmdb takes it by position
-            env.close()
-            furnish(aside)
-    except lmdb.Error as error:
-        raise translated(error, "creating", path) from error
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (path / DATA).exists():
-            return
-        if error.errno in FULL:
-            message = f"creating the store {path}: the disk is full; free some space, then try again"
-            raise StoreFull(message) from error
-        message = f"creating the store {path}: {error}; choose a directory that can be written"
-        raise StoreUnavailable(message) from error
-
-
-@contextlib.contextmanager
-def placed(path: Path) -> Iterator[Path]:
-    """A new directory (0700) aside, which becomes `path` when the block ends: whole, or after a crash or error not at all.
-
-    Whoever fills it syncs its files.  `path` must be absent or an empty directory; OSError where it is not.
-    """
-    aside = path.with_name(f".{path.name}.new-{os.getpid()}-{threading.get_ident()}")
-    try:
-        _make_parents(path.parent)
-        _clear_leftovers(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(mode=0o700)
-        yield aside
-        fsync(aside)
-        aside.rename(path)
-        fsync(path.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def furnish(directory: Path) -> None:
-    """Give a directory that holds the data what else a store has, and make all of it durable."""
-    (directory / OWNERS).mkdir(mode=0o700, exist_ok=True)
-    os.close(os.open(directory / WRITER_LOCK, os.O_CREAT | os.O_RDWR, 0o600))
-    fsync(directory / DATA)
-    fsync(directory / OWNERS)
-
-
-def _make_parents(directory: Path) -> None:
-    """Make the directories that are missing, each durable in the one above it."""
-    missing = [p for p in (directory, *directory.parents) if not p.exists()]
-    for made in reversed(missing):
-        made.mkdir(exist_ok=True)
-        fsync(made.parent)
-
-
-def _clear_leftovers(path: Path) -> None:
-    """Remove what creations cut off by the death of their process left beside `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
-        process = left.name.rsplit("-", 2)[1]
-        if process.isdigit() and not lives(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def lives(process: int) -> bool:
     """Whether a process of that number runs on this machine."""
     try:
@@ -169,7 +103,7 @@ class Engine:
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self, path: Path, *, sync: bool, map_bytes: int, map_bytes_max: int, writer_wait_s_max: float, clock: Clock,
-        opener: Opener = OPENER, readonly: bool = False,
+        opener: Opener = OPENER, readonly: bool = False, alone: bool = False,
     ) -> None:
         self.path = path
         self.clock = clock
@@ -183,9 +117,22 @@ class Engine:
         self._growing = False
         self._closed = False
         self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
-        self._key = self._claim()
+        self._writes = 0
+        # Before the data file is looked at, so that nobody can put another one in its place from here on.
+        self._presence: int | None = presence.alone(path) if alone else presence.shared(path, clock, writer_wait_s_max)
         try:
+            self._key = self._claim()
+        except BaseException:
+            self._leave_directory()
+            raise
+        try:
+            check_lock(path)
             self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
+            try:
+                self._footing = Footing(path / DATA)
+            except BaseException:
+                self._env.close()
+                raise
         except lmdb.Error as error:
             self._release()
             raise translated(error, "opening", path) from error
@@ -234,6 +181,16 @@ class Engine:
     def _release(self) -> None:
         with _OPEN_GUARD:
             _OPEN.pop(self._key, None)
+        self._leave_directory()
+
+    def _leave_directory(self) -> None:
+        descriptor, self._presence = self._presence, None
+        if descriptor is None:
+            return
+        if os.getpid() == self._pid:
+            presence.let_go(descriptor)
+        else:
+            os.close(descriptor)  # the lock is the parent's
 
     def _open(self, map_bytes: int) -> lmdb.Environment:
         env: lmdb.Environment = self._settings["opener"](  # type: ignore[operator]
@@ -253,16 +210,30 @@ class Engine:
                 self._gate.wait_for(lambda: self._readers == 0, timeout=1.0)
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
-            self._env.close()
+            self._let_go()
         if self._writer is not None:
             os.close(self._writer)
         self._release()
 
+    def hide(self) -> None:
+        """Take the store's directory off the disk: nobody else can open it, and nothing of it outlives this process.
+
+        A scratch store is used like this; it cannot be opened anew after an error of LMDB's.
+        """
+        self._footing.lose_names()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _let_go(self) -> None:
+        self._footing.mend_for_closing()
+        self._env.close()
+        self._footing.close()  # not before: it would drop LMDB's own lock on the table of readers
+
     def forget_in_child(self) -> None:
-        """In a forked child: close the writer's lock, so that the child does not keep a turn that the parent had."""
+        """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
         if self._writer is not None:
             os.close(self._writer)
             self._writer = None
+        self._leave_directory()
 
     def check(self) -> None:
         """Raise StoreUnavailable when the store was closed, or this is a child forked while it was open."""
@@ -286,6 +257,7 @@ class Engine:
         self.check()
         self._enter()
         try:
+            self._footing.check()
             with self._begin_reading() as txn:
                 yield txn
         except lmdb.Error as error:
@@ -341,6 +313,24 @@ class Engine:
             found = cursor.set_range(start) and cursor.key() < stop
             return txn.get(key), cursor.key() if found else None
 
+    def check_absent(self, key: bytes) -> bytes:
+        """Raise StoreCorrupt unless the keys around the place of `key` are in order: else a search may pass by what is there.
+
+        Returns the last key before it, b"" where there is none.
+
+        No checksum tells that a key has changed; LMDB searches by halves, and one key out of order hides all on its one side.
+        """
+        with self.reading() as txn, txn.cursor() as cursor:
+            found = cursor.set_range(key)
+            after = list(islice(cursor.iternext(values=False), HALF_PAGE_KEYS_MAX)) if found else []
+            before = list(islice(cursor.iterprev(values=False), HALF_PAGE_KEYS_MAX)) if _before(cursor, key) else []
+        around = [*before[::-1], key, *after]
+        if around != sorted(around):
+            message = (f"a key of the store {self.path} was changed: around {key!r} they are out of order, and a record may be "
+                       "there that cannot be found; restore the store from a backup")
+            raise StoreCorrupt(message)
+        return before[0] if before else b""
+
     def first(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         """The first key and value with start <= key < stop."""
         with self.reading() as txn, txn.cursor() as cursor:
@@ -361,10 +351,25 @@ class Engine:
     def turn(self) -> Iterator[None]:
         """The right to write, among all processes; raises StoreBusy after `writer_wait_s_max`."""
         self.check_writable()
+        with self._turn(os.O_CREAT | os.O_RDWR):
+            yield
+
+    @contextlib.contextmanager
+    def stillness(self) -> Iterator[None]:
+        """As `turn`, for a look at what writers change in theirs: the store may be open for reading, and nothing is made."""
+        self.check()
+        if self._writer is None and not (self.path / WRITER_LOCK).exists():
+            yield  # a backup, or a store that nobody has written yet
+            return
+        with self._turn(os.O_RDONLY):
+            yield
+
+    @contextlib.contextmanager
+    def _turn(self, flags: int) -> Iterator[None]:
         waited, pause = 0.0, _POLL_S[0]
         if self._writer is None:
             try:
-                self._writer = os.open(self.path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                self._writer = os.open(self.path / WRITER_LOCK, flags | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 message = f"opening the store {self.path}: {error}"
                 raise StoreUnavailable(message) from error
@@ -381,17 +386,31 @@ class Engine:
                 self.clock.sleep(pause)
                 waited, pause = waited + pause, min(pause * 1.5, _POLL_S[1])
         try:
+            self._footing.check_names()
             yield
         finally:
             fcntl.flock(writer, fcntl.LOCK_UN)
 
     def write(self) -> lmdb.Transaction[bytes]:
-        """A write transaction; call only within `turn`."""
+        """A write transaction; call only within `turn`, and end it in the thread that began it.
+
+        Raises StoreUnavailable where it would not follow the newest commit: then another process commits by another table
+        of readers, because the lock file was deleted, and one of the two would undo what the other has written.
+        """
+        if self._writes % WRITES_A_CHECK == 0:
+            self._env.reader_check()
+        self._writes += 1
         try:
-            return self._env.begin(write=True)
+            txn = self._env.begin(write=True)
         except lmdb.MapResizedError:
             self._resize(0)
-            return self._env.begin(write=True)
+            txn = self._env.begin(write=True)
+        if txn.id() != self._env.info()["last_txnid"] + 1:
+            txn.abort()
+            message = (f"the store {self.path} was written by a process with another lock file, and nothing was written here; "
+                       "stop every process that has the store open, then start them again, and never delete lock.mdb")
+            raise StoreUnavailable(message)
+        return txn
 
     def update(self, change: Callable[[Callable[[bytes, bytes], object]], object]) -> None:
         """A few puts in a transaction of their own, the map grown where it must be; durable on return.  Call within `turn`."""
@@ -410,9 +429,21 @@ class Engine:
         """Double the map; raises StoreFull at the limit.  Call within `turn`, with no transaction of this thread open."""
         now = self._env.info()["map_size"]
         if now >= self.map_bytes_max:
-            message = f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; raise map_bytes_max"
+            if self._env.reader_check():
+                return  # what killed readers kept is free now
+            message = (f"the store {self.path} has reached its limit of {self.map_bytes_max} bytes; "
+                       f"{self._behind()}raise map_bytes_max")
             raise StoreFull(message)
         self._resize(min(now * 2, self.map_bytes_max))
+
+    def _behind(self) -> str:
+        """Who reads what was replaced long ago, so that its pages are not used again; "" where nobody does."""
+        newest = self._env.info()["last_txnid"]
+        behind = [(newest - txn, process) for process, txn in self.readers() if txn is not None and newest - txn > 1]
+        if not behind:
+            return ""
+        commits, process = max(behind)
+        return f"process {process} has been reading since {commits} commits ago and keeps their pages: end it, or "
 
     def _resize(self, map_bytes: int) -> None:
         with self._gate:
@@ -434,8 +465,9 @@ class Engine:
             try:
                 self._gate.wait_for(lambda: self._readers == 0, timeout=self.writer_wait_s_max)
                 map_bytes = self._env.info()["map_size"]
-                self._env.close()
+                self._let_go()
                 self._env = self._open(map_bytes)
+                self._footing = Footing(self.path / DATA)
             finally:
                 self._growing = False
                 self._gate.notify_all()
@@ -478,6 +510,11 @@ def rows_of(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, rows_max: i
     while stop and rows and rows[-1][0] >= stop:
         rows.pop()
     return rows
+
+
+def _before(cursor: lmdb.Cursor[bytes], key: bytes) -> bool:
+    """Put the cursor on the last key before `key`; whether there is one."""
+    return cursor.prev() if cursor.set_range(key) else cursor.last()
 
 
 def _chunk(txn: lmdb.Transaction[bytes], start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:

@@ -11,7 +11,7 @@ from statemachine import codec
 from statemachine.state import Measured, Reading
 from statemachine.store import keys
 from statemachine.store.draft import Draft
-from statemachine.store.records import ACCEPTED, HELD, Aside, Identity
+from statemachine.store.records import ACCEPTED, HELD, PRUNED, QUARANTINED, Aside, Identity
 
 DIGEST_BYTES: Final = 12
 REASON_CHARS_MAX: Final = 300
@@ -48,7 +48,7 @@ def keep_aside(draft: Draft, user: bytes, key: bytes, kept: Identity) -> None:
     """Record a measurement that is not accepted, and count it."""
     before = draft.aside(user) or Aside(0, 0)
     draft.put_identity(user, key, kept)
-    _put_aside(draft, user, before.count + 1, max(before.last_us, keys.instant_of(key, user)))
+    _put_aside(draft, user, before, count=before.count + 1, last_us=max(before.last_us, keys.instant_of(key, user)))
 
 
 def move(  # noqa: PLR0913 - what moves, and where to
@@ -60,19 +60,38 @@ def move(  # noqa: PLR0913 - what moves, and where to
     before = draft.aside(user) or Aside(0, 0)
     last_us = max(before.last_us, keys.instant_of(key, user))
     if change or last_us != before.last_us:
-        _put_aside(draft, user, before.count + change, last_us)
+        _put_aside(draft, user, before, count=before.count + change, last_us=last_us)
 
 
 def withdraw(draft: Draft, user: bytes, key: bytes) -> None:
     """Take out the record of a measurement kept aside, and its count; whoever does so records it anew, or audits the loss."""
     before = draft.aside(user) or Aside(1, keys.instant_of(key, user))
     draft.expect(key)
+    kept = draft.identity(key)
     draft.delete(key)
-    _put_aside(draft, user, before.count - 1, before.last_us)
+    gone = kept is not None and is_pruned(kept)
+    _put_aside(draft, user, before, count=before.count - 1, pruned=before.pruned - gone)
 
 
-def _put_aside(draft: Draft, user: bytes, count: int, last_us: int) -> None:
-    draft.put(keys.aside(user), codec.pack(Aside(count, last_us)))
+def prune(draft: Draft, user: bytes, key: bytes, kept: Identity) -> None:
+    """Drop the content of a measurement kept aside; what stays is that it was seen, where, and that it was not accepted.
+
+    A held one is quarantined by it: it is evidence no more.  Whoever does so audits it.
+    """
+    draft.expect(key)
+    before = draft.aside(user) or Aside(1, keys.instant_of(key, user))
+    disposition = QUARANTINED if kept.disposition == HELD else kept.disposition
+    draft.put_identity(user, key, Identity(disposition, (), 0.0, "", "", "", kept.source_id, kept.row, PRUNED))
+    _put_aside(draft, user, before, pruned=before.pruned + 1)
+
+
+def is_pruned(kept: Identity) -> bool:
+    """Whether only the identity of a measurement is left."""
+    return kept.reason == PRUNED and not (kept.values or kept.value or kept.unit)
+
+
+def _put_aside(draft: Draft, user: bytes, before: Aside, **changes: int) -> None:
+    draft.put(keys.aside(user), codec.pack(msgspec.structs.replace(before, **changes)))
 
 
 def reading_of(key: bytes, user: bytes, kept: Identity) -> Reading:

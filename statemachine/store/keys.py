@@ -12,16 +12,40 @@ VERSION_MAX: Final = 2**64 - 1
 _INSTANT_OFFSET: Final = 2**63
 
 AUDIT: Final = b"\0a"
+BUDGET: Final = b"\0b"
 CURSOR: Final = b"\0c"
 GLOBAL_BREAKER: Final = b"\0g"
 CHAIN: Final = b"\0h"
+INTENT: Final = b"\0i"
 META: Final = b"\0m"
 OWNER: Final = b"\0o"
 PIN: Final = b"\0p"
 UNREADABLE: Final = b"\0q"
+ROLLOUT: Final = b"\0r"
 ATTEMPT: Final = b"\0t"
+SWEPT: Final = b"\0w"
 DAMAGED: Final = b"\0x"
 FIRST_USER: Final = b"\1"
+
+_STORE_WIDE: Final = {
+    AUDIT: "audit row", BUDGET: "budget", CURSOR: "cursor", GLOBAL_BREAKER: "breaker", CHAIN: "audit chain", META: "store",
+    OWNER: "owner",
+    PIN: "pin", UNREADABLE: "unreadable row", ROLLOUT: "rollout", ATTEMPT: "audit index",
+    SWEPT: "note of a sweep", INTENT: "intent", DAMAGED: "damaged head",
+}
+_OF_A_USER: Final = {
+    b"a": "audit index", b"b": "breaker", b"i": "measurement", b"r": "kept aside", b"s": "head", b"v": "version",
+}
+UNFRAMED: Final = frozenset({"audit index", "damaged head"})
+"""The kinds of records without a frame of their own: a number or nothing, and bytes that were moved as they were."""
+
+
+def kind_of(key: bytes) -> str:
+    """What kind of record lies under a key, in a word or two; "other" for a key of no kind known here."""
+    if key[:1] == b"\0":
+        return _STORE_WIDE.get(key[:2], "other")
+    end = key.find(b"\0") + 1
+    return _OF_A_USER.get(key[end:end + 1], "other") if end else "other"
 
 
 def audit(seq: int) -> bytes:
@@ -52,6 +76,16 @@ def unreadable(source_id: int, row: int) -> bytes:
 def attempt(attempt_id: str) -> bytes:
     """Where the outcome of an attempt stands in the audit log."""
     return ATTEMPT + bytes.fromhex(attempt_id.replace("-", ""))
+
+
+def swept(user: bytes) -> bytes:
+    """How far a sweep has judged the user's log, and what it told."""
+    return SWEPT + user
+
+
+def intent(attempt_id: str) -> bytes:
+    """The mark of an attempt that has begun and has no outcome yet, where it was made durable."""
+    return INTENT + bytes.fromhex(attempt_id.replace("-", ""))
 
 
 def damaged(user: bytes, version: int) -> bytes:

@@ -22,7 +22,7 @@ from statemachine.clock import Clock, Ids, SystemClock, SystemIds, iso
 from statemachine.errors import InvalidInput, StoreCorrupt, StoreFull, StoreUnavailable
 from statemachine.estimator import BODY_WEIGHT, Estimator
 from statemachine.state import user_key
-from statemachine.store import Store, keys
+from statemachine.store import Store, keys, making
 from statemachine.store import engine as door
 from statemachine.store.draft import breaker_key
 from statemachine.store.engine import Engine
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 1 << 20
 MANIFEST_BYTES_MAX: Final = 1 << 16
-LMDB_LOCK: Final = "lock.mdb"
 MAP_BYTES: Final = 1 << 34
 MAP_BYTES_MAX: Final = 1 << 40
 WRITER_WAIT_S_MAX: Final = 30.0
@@ -79,7 +78,7 @@ def backup(store: Store, directory: str | os.PathLike[str]) -> Backup:
     StoreFull and StoreUnavailable.
     """
     path = _target(directory, apart_from=store.path)
-    with _trouble(f"the backup {path}"), door.placed(path) as aside:
+    with _trouble(f"the backup {path}"), making.placed(path) as aside:
         store.engine.copy_to(aside / door.DATA)
         seq, digest = _verified(aside, store.estimator)
         size = (aside / door.DATA).stat().st_size
@@ -103,7 +102,7 @@ def restore_store(  # noqa: PLR0913 - two of them are recorded, three are what a
     path = _target(directory, apart_from=source)
     clock, ids = clock or SystemClock(), ids or SystemIds()
     manifest = _manifest(source)
-    with _trouble(f"the store {path}"), door.placed(path) as aside:
+    with _trouble(f"the store {path}"), making.placed(path) as aside:
         _copy(source / door.DATA, aside / door.DATA, manifest)
         seq, digest = _verified(aside, estimator)
         if (seq, digest) != (manifest.seq, manifest.hash):
@@ -113,7 +112,7 @@ def restore_store(  # noqa: PLR0913 - two of them are recorded, three are what a
         with Store.open(aside, estimator=estimator, clock=clock, ids=ids) as store:
             owners, probes = _begin_anew(store, manifest, actor=actor, reason=reason)
         seq, digest = _verified(aside, estimator)
-        door.furnish(aside)
+        making.furnish(aside)
     return Restored(path, store_id, manifest.store_id, seq, digest, owners, probes)
 
 
@@ -163,7 +162,7 @@ def _verified(directory: Path, estimator: Estimator) -> tuple[int, str]:
                 raise StoreCorrupt(message)
             return store.audit_tail()
     finally:
-        (directory / LMDB_LOCK).unlink(missing_ok=True)  # nobody else knows this directory yet
+        (directory / door.LMDB_LOCK).unlink(missing_ok=True)  # nobody else knows this directory yet
 
 
 def _sha256(path: Path) -> str:

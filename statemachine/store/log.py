@@ -116,7 +116,11 @@ def entry(get: Get, user: bytes, version: int) -> Image | tuple[Reading, int] | 
     stored = get(key)
     if stored is None:
         return None
-    content = codec.unseal(key, stored)
+    return version_content(codec.unseal(key, stored))
+
+
+def version_content(content: bytes) -> Image | tuple[Reading, int]:
+    """A version's image, or the reading and kernel of its step, from the content of its record; raises StoreCorrupt."""
     return _image(content) or codec.decode_step(content)
 
 

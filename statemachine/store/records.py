@@ -13,6 +13,8 @@ ACCEPTED: Final = 0
 HELD: Final = 1
 QUARANTINED: Final = 2
 LATE: Final = 3
+PRUNED: Final = "pruned"
+"""The reason of a measurement or row kept aside whose content was dropped."""
 DISPOSITIONS: Final = ("accepted", "held", "quarantined", "late")
 
 
@@ -68,11 +70,23 @@ class Pin(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kernel: int
 
 
+class Swept(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far a sweep judged the user's log: the version of its head, under which rules, and the versions told, by rule."""
+
+    version: int
+    rules: str
+    told: dict[str, tuple[int, ...]] = {}
+
+
 class Aside(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How many of a user's measurements are kept aside, and the greatest instant among those ever seen."""
+    """How many of a user's measurements are kept aside, and the greatest instant among those ever seen.
+
+    `pruned` of those kept aside have lost their content: only the identity is left.
+    """
 
     count: int
     last_us: int
+    pruned: int = 0  # since schema 2
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):

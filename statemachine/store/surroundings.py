@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Final
 
 from statemachine.clock import US_PER_DAY
 from statemachine.errors import ResetError, StoreUnavailable
-from statemachine.marks import DeadMarks
+from statemachine.marks import ASIDE, DeadMarks
 from statemachine.store import engine as door
-from statemachine.store.checkup import Finding
+from statemachine.store import making
+from statemachine.store.careful import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from statemachine.store import Store
 
-CHECKS: Final = ("marks", "quarantine age", "readers", "map", "disk", "lock file", "modes", "import name", "file system")
+CHECKS: Final = (
+    "marks", "leftovers", "quarantine age", "readers", "map", "disk", "lock file", "modes", "import name", "file system",
+)
 NETWORK: Final = frozenset({
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "lustre",
 })
 """File systems whose memory maps and locks are not coherent between machines."""
-LOCK: Final = "lock.mdb"
 MAP_SHARE_MAX: Final = 0.8
 DISK_SHARE_MIN: Final = 0.1
 READER_COMMITS_MAX: Final = 1_000
@@ -64,23 +66,33 @@ def refuse_network(path: Path) -> None:
 
 
 def dead_owners(store: Store) -> Iterator[tuple[str, int]]:
-    """The files of marks whose owner is gone and the attempts in each that nobody has settled; raises StoreBusy."""
-    for path in sorted((store.path / door.OWNERS).iterdir(), key=lambda p: p.name):
-        if not path.name.isdigit() or int(path.name) == store.committer.owner:
+    """The owners that are gone with attempts that nobody has settled, and how many; changes nothing, raises StoreBusy."""
+    own = None if store.readonly else store.committer.owner
+    for path in _owners(store):
+        if not path.name.isdigit() or int(path.name) == own:
             continue
-        with store.engine.turn():  # whoever makes such a file locks it within its own turn
+        with store.engine.stillness():  # whoever makes such a file locks it within its own turn
             dead = DeadMarks.take(path)
+            unsettled = []
             if dead is not None:
                 try:
-                    yield path.name, len(dead.marks())
+                    unsettled = dead.marks()
                 finally:
                     dead.leave()
+        if unsettled:
+            yield path.name, len(unsettled)
+
+
+def _owners(store: Store) -> list[Path]:
+    """The files of marks, by name; a backup has none."""
+    owners = store.path / door.OWNERS
+    return [] if (store.path / door.MANIFEST).exists() and not owners.exists() else sorted(owners.iterdir())
 
 
 def examine(store: Store) -> Iterator[Finding]:
     """All findings about what the open store lies in; changes nothing, raises nothing for what it finds."""
-    for check, look in (("marks", _marks), ("readers", _readers), ("map", _map), ("disk", _disk), ("lock file", _lock_file),
-                        ("modes", _modes)):
+    for check, look in (("marks", _marks), ("leftovers", _leftovers), ("readers", _readers), ("map", _map), ("disk", _disk),
+                        ("lock file", _lock_file), ("modes", _modes)):
         try:
             yield from look(store)
         except (OSError, ResetError) as error:
@@ -113,7 +125,18 @@ def import_name(owners: list[str]) -> Iterator[Finding]:
 def _marks(store: Store) -> Iterator[Finding]:
     for owner, attempts in dead_owners(store):
         yield Finding("marks", "warning", f"owner {owner}", f"its process is gone, and {attempts} attempts of it are unsettled",
-                      "open the store once more: opening settles them")
+                      "open the store for writing, as the next `resetguard process` or `recover` does: that settles them")
+    for path in sorted((store.path / door.OWNERS).glob(f"*{ASIDE}")):
+        yield Finding("marks", "warning", str(path), "marks of attempts that no process here could read are kept in it",
+                      "a newer resetguard may have written them: give the file its old name, without the ending, and open the "
+                      "store with that one; else delete it: what the attempts did, if anything, is in the log")
+
+
+def _leftovers(store: Store) -> Iterator[Finding]:
+    for left in making.leftovers(store.path.parent):
+        yield Finding("leftovers", "warning", str(left),
+                      "a backup or a store that was being made when its process died; it may hold a copy of everybody's data",
+                      "delete it, or make a backup in the same directory: that deletes it")
 
 
 def _readers(store: Store) -> Iterator[Finding]:
@@ -151,14 +174,13 @@ def _disk(store: Store) -> Iterator[Finding]:
 
 
 def _lock_file(store: Store) -> Iterator[Finding]:
-    if not (store.path / LOCK).exists():
-        yield Finding("lock file", "error", str(store.path / LOCK), "it is missing while the store is open",
+    if not (store.path / door.LMDB_LOCK).exists():
+        yield Finding("lock file", "error", str(store.path / door.LMDB_LOCK), "it is missing while the store is open",
                       "stop every process that has the store open, then start them again; never delete it")
 
 
 def _modes(store: Store) -> Iterator[Finding]:
-    owners = store.path / door.OWNERS
-    for path in (store.path, *sorted(store.path.iterdir()), *sorted(owners.iterdir())):
+    for path in (store.path, *sorted(store.path.iterdir()), *_owners(store)):
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:  # an owner that ended meanwhile

@@ -104,12 +104,12 @@ class _Chain:
                 self.unanchored.append((seq, seq))
             return ""
         for first, last in audit.covered(row):
-            self.unanchored = list(_without(self.unanchored, first, last))
+            self.unanchored = list(without(self.unanchored, first, last))
         return ""
 
 
-def _without(ranges: list[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """The ranges, in order, without what lies between first and last."""
+def without(ranges: list[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """The ranges (first, last), in order, without what lies between `first` and `last`."""
     for low, high in ranges:
         if high < first or low > last:
             yield low, high

@@ -26,7 +26,7 @@ path, durability = sys.argv[1], sys.argv[2]
 count = {"committed": 0, "conflicted": 0}
 guard = threading.Lock()
 with Store.open(path, durability=durability) as store:
-    manager = ResetManager(store, breaker=BreakerPolicy(failures_max=10**6))
+    manager = ResetManager(store, breaker=BreakerPolicy(failures_max=10**6, failure_rate_max=None))
     print("open", flush=True)
     sys.stdin.readline()
     def work(number):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from statemachine import Store
+from statemachine import Rollout, Store
+from statemachine.gate import change
 from statemachine.testing import snapshot
 
 START = datetime(2024, 1, 1, 6, tzinfo=UTC)
@@ -44,10 +45,16 @@ def command(source: Path, store: Path) -> list[str]:
     return [sys.executable, "-m", "statemachine.cli", "process", str(source), "--store", str(store), "--json"]
 
 
-def check_killed_against_whole(tmp_path: Path, *, rows: int, users: int, kills: int, seed: int) -> None:
+def check_killed_against_whole(
+    tmp_path: Path, *, rows: int, users: int, kills: int, seed: int, rollout: Rollout = Rollout(),  # noqa: B008 - frozen
+    outcomes: frozenset[str] = frozenset({"committed", "rolled_back", "refused"}),
+) -> None:
     """Kill `kills` running processes, run once more to the end, and compare all that is stored, decoded."""
     source = tmp_path / "rows.csv"
     write_rows(source, rows, users, seed)
+    for name in ("whole", "killed"):
+        with Store.open(tmp_path / name) as store:
+            change(store, lambda _: rollout, actor="ops@example.org", reason="before the first row")
     began = time.monotonic()
     whole = subprocess.run(command(source, tmp_path / "whole"), capture_output=True, text=True, check=False)
     seconds = time.monotonic() - began
@@ -77,12 +84,19 @@ def check_killed_against_whole(tmp_path: Path, *, rows: int, users: int, kills: 
         attempts = Counter(row.public.attempt_id for row in other.audit() if row.public.attempt_id)
         assert set(attempts.values()) == {1}
         modes = {row.public.outcome for row in one.audit()}
-    assert {"committed", "rolled_back", "refused"} <= modes, "the rows must exercise more than success"
+    assert outcomes <= modes, "the rows must exercise more than success"
 
 
 def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
     """Twelve thousand rows of 300 users, killed four times: the stores end equal, apart from ids and wall-clock fields."""
     check_killed_against_whole(tmp_path, rows=12_000, users=300, kills=4, seed=1)
+
+
+def test_killed_runs_in_shadow_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Half of the users in shadow, the other half on, one of them denied: shadows too are made once each."""
+    half = Rollout("on", 50, deny=("user00001",), outside="shadow")
+    check_killed_against_whole(tmp_path, rows=12_000, users=300, kills=4, seed=4, rollout=half,
+                               outcomes=frozenset({"committed", "rolled_back", "refused", "shadowed"}))
 
 
 @pytest.mark.slow

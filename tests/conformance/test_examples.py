@@ -35,6 +35,12 @@ PRINTS = {
         r"as of 06:34, version \d+: .*, fix of 06:34:00$",
         r"audit 4: reset\.rolled_back \(admin\) ",
     ],
+    "deferred_rule.py": [
+        r"^new: one-sided of 'losing ever faster' at version 60: -12 readings, must be above -12 and below 12$",
+        r"^2 users, 120 versions, 2 findings, 2 of them new$",
+        r"^known: one-sided of 'losing ever faster' at version 60: ",
+        r"^2 users, 120 versions, 2 findings, 0 of them new$",
+    ],
     "make_sample.py": [],
 }
 

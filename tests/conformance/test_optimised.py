@@ -130,7 +130,7 @@ def main(path):
     illegal_transitions()
     bad_input(path)
     with Store.open(path) as store:
-        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=1000, users_max=1000))
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=1000, failure_rate_max=None))
         rejections(store, manager, Processor(manager))
         contracts(store, manager)
         refusals(store)

@@ -26,6 +26,7 @@ from statemachine import (
     BodyWeight,
     BreakerPolicy,
     EstimatorState,
+    GlobalBreakerPolicy,
     InvalidInput,
     Limits,
     Measurement,
@@ -42,7 +43,10 @@ from statemachine.state import PAIR, Adaptation, Counters, Kalman
 from statemachine.validation import StateValidator
 from tests.regression.scene import BY, PRESENT_US, START, Faulty, fill, opened, refused, states, weighed
 
-NEVER = BreakerPolicy(failures_max=1_000_000, users_max=1_000_000)
+NEVER: dict[str, Any] = {
+    "breaker": BreakerPolicy(failures_max=1_000_000, failure_rate_max=None),
+    "global_breaker": GlobalBreakerPolicy(users_max=None, failure_rate_max=None),
+}
 TELLING = (math.nan, math.inf, -math.inf, -1.0, 0.0, -0.0, 5e-324, 1e308, 80.0, 0.15, 1.0)
 FLOATS = st.one_of(st.floats(), st.sampled_from(TELLING))
 EAST = timezone(timedelta(hours=14))
@@ -122,7 +126,7 @@ def fresh(**settings: Any) -> Iterator[tuple[Store, ResetManager, Processor]]:
     with tempfile.TemporaryDirectory() as directory:
         path = shutil.copytree(template(), Path(directory) / "store")
         with opened(path, durability="process", **settings) as store:
-            manager = ResetManager(store, breaker=NEVER)
+            manager = ResetManager(store, **NEVER)
             yield store, manager, Processor(manager)
             all_valid(store)
 
@@ -150,7 +154,7 @@ def refused_or_valid(call: Any, *args: Any, **named: Any) -> None:
 def test_no_operation_makes_an_invalid_state_durable(mutation: Any, door: str, live: bool) -> None:
     """Whatever an operation returns, what becomes durable validates, and what is refused is refused by a typed error."""
     with fresh() as (store, _, processor):
-        manager = ResetManager(store, breaker=NEVER, live=live)
+        manager = ResetManager(store, **NEVER, live=live)
 
         def by_hand() -> None:
             with manager.transaction("u", **BY) as tx:
@@ -246,7 +250,7 @@ def test_no_figures_of_a_policy_make_an_invalid_state_durable(how: ResetParamete
     """A policy whose figures are no figures makes its resets fail; it makes nothing durable, and measurements go on."""
     with fresh() as (store, _, _):
         policy = ResetPolicy(kinds={**ResetPolicy().kinds, kind: how})
-        manager = ResetManager(store, policy=policy, breaker=NEVER)
+        manager = ResetManager(store, policy=policy, **NEVER)
         processor = Processor(manager)
         refused_or_valid(manager.perform_reset, "u", "admin", **BY)
         for user, day in (("u", 3.0), ("new", 3.0), ("u", 100.0), ("u", 101.0), ("new", 101.0)):
@@ -260,7 +264,7 @@ def test_no_figures_of_an_estimator_make_an_invalid_state_durable(r: float, leve
     with tempfile.TemporaryDirectory() as directory:
         estimator = BodyWeight(r_kg2=r, q_level=level, q_trend=trend)
         with opened(Path(directory) / "store", durability="process", estimator=estimator) as store:
-            processor = Processor(ResetManager(store, breaker=NEVER))
+            processor = Processor(ResetManager(store, **NEVER))
             for day in (0.0, 1.0, 2.0, 50.0, 51.0):
                 assert processor.process(weighed("u", day, 80.0)).status in {"accepted", "quarantined"}
             all_valid(store)
@@ -277,7 +281,7 @@ def test_no_restore_makes_an_invalid_state_durable(low: float, version: int) -> 
                 processor.process(weighed("u", day, kg))
         estimator = BodyWeight(limits=Limits(weight_kg_min=low))
         with opened(path, durability="process", estimator=estimator) as store:
-            manager = ResetManager(store, breaker=NEVER)
+            manager = ResetManager(store, **NEVER)
             old = store.load("u", version)
             assert old is not None
             if old.violations:

@@ -14,6 +14,7 @@ from statemachine import (
     BreakerOpen,
     BreakerPolicy,
     EstimatorState,
+    GlobalBreakerPolicy,
     InvalidInput,
     Measurement,
     MutationFailed,
@@ -97,14 +98,14 @@ def check_10(path: Path) -> None:
         ran.append("ran")
         return broken(_)
 
-    policy = BreakerPolicy(failures_max=3, users_max=3)
+    policy, common = BreakerPolicy(failures_max=3), GlobalBreakerPolicy(users_max=3)
     with opened(path) as store:
-        manager = ResetManager(store, breaker=policy)
+        manager = ResetManager(store, breaker=policy, global_breaker=common)
         for _ in range(3):
             refused(MutationFailed, manager.perform_reset, "ann", operations=[("break", failing)], **BY)
     clock = StillClock()
     with opened(path, clock=clock) as store:
-        manager = ResetManager(store, breaker=policy)
+        manager = ResetManager(store, breaker=policy, global_breaker=common)
         error = refused(BreakerOpen, manager.perform_reset, "ann", operations=[("break", failing)], **BY)
         assert (error.scope, error.reason, len(ran)) == ("user", "open", 3)
         assert error.retry_at_us is not None

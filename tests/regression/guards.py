@@ -310,9 +310,9 @@ def _naive_is_utc_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def _commit_without_comparing(monkeypatch: pytest.MonkeyPatch) -> None:
     original = committing._judged
 
-    def judged(txn: Any, draft: drafting.Draft) -> Any:
+    def judged(txn: Any, draft: drafting.Draft, breakers: Any) -> Any:
         draft.expected.clear()
-        return original(txn, draft)
+        return original(txn, draft, breakers)
 
     monkeypatch.setattr(committing, "_judged", judged)
 

@@ -23,6 +23,7 @@ from statemachine import (
     BreakerOpen,
     BreakerPolicy,
     ConflictError,
+    GlobalBreakerPolicy,
     Measurement,
     MutationFailed,
     Outcome,
@@ -50,9 +51,10 @@ HOUR_US = DAY_US // 24
 USERS = st.sampled_from(NAMES)
 OFFSETS = st.floats(-1.0, 1.0).map(lambda kg: round(kg, 1))
 BREAKER = BreakerPolicy(
-    failures_max=FAILURES_MAX, suspects_max=SUSPECTS_MAX, users_max=1_000, cooldown_s=COOLDOWN_US / 1e6, cooldown_s_max=1e9,
-    jitter=0.0,
+    failures_max=FAILURES_MAX, failure_rate_max=None, suspects_max=SUSPECTS_MAX, cooldown_s=COOLDOWN_US / 1e6,
+    cooldown_s_max=1e9, jitter=0.0,
 )
+NEVER = GlobalBreakerPolicy(users_max=None, failure_rate_max=None)
 WITNESSES: Counter[str] = Counter()
 
 
@@ -92,7 +94,7 @@ class ResetMachine(RuleBasedStateMachine):
         self.store = Store.open(
             self.directory / "store", clock=self.clock, ids=self.ids, durability=self.durability,  # type: ignore[arg-type]
         )
-        self.manager = ResetManager(self.store, breaker=BREAKER)
+        self.manager = ResetManager(self.store, breaker=BREAKER, global_breaker=NEVER)
         self.processor = Processor(self.manager)
 
     def teardown(self) -> None:

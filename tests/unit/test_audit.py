@@ -84,7 +84,7 @@ def opened(path: Path, **settings: Any) -> tuple[Store, ResetManager]:
 
 
 def filled(store: Store, manager: ResetManager) -> None:
-    """Rows of every usual kind: initial, committed, rolled back, refused, held."""
+    """Rows of every usual kind: initial, committed, rolled back, a breaker's opening, refused."""
     Processor(manager).process_batch([weighed("u", 0, 80.0), weighed("v", 0, 80.0)])
     manager.perform_reset("u", **BY)
     with pytest.raises(MutationFailed):
@@ -92,7 +92,7 @@ def filled(store: Store, manager: ResetManager) -> None:
     with pytest.raises(BreakerOpen):
         manager.perform_reset("u", **BY)
     manager.perform_reset("v", **BY)
-    assert store.audit_tail()[0] == 6
+    assert store.audit_tail()[0] == 7
 
 
 # Rows.
@@ -174,21 +174,21 @@ def test_rows_are_chained_over_what_is_stored(tmp_path: Path) -> None:
     with store:
         filled(store, manager)
         prev = GENESIS
-        for seq in range(1, 7):
+        for seq in range(1, 8):
             key = keys.audit(seq)
             data = codec.unseal(key, store.engine.get(key) or b"")
             assert data[:32] == prev
             length = int.from_bytes(data[64:68], "big")
             prev = hashlib.sha256(data[:68 - 4] + data[68:68 + length]).digest()
             assert json.loads(data[68:68 + length])["seq"] == seq
-        assert store.audit_tail() == (6, prev.hex())
+        assert store.audit_tail() == (7, prev.hex())
         rows = list(store.audit())
-        assert [row.public.event for row in rows] == ["reset.committed"] * 3 + ["reset.rolled_back"] + [
-            "reset.committed", "reset.refused"]
+        assert [row.public.event for row in rows] == ["reset.committed"] * 3 + [
+            "reset.rolled_back", "breaker.opened", "reset.committed", "reset.refused"]
         assert {row.public.store_id for row in rows} == {store.store_id}
-        assert [row.public.seq for row in store.audit("u")] == [1, 3, 4, 6]
-        assert [row.public.seq for row in store.audit(since_seq=5)] == [5, 6]
-        assert store.verify_audit() == (6, prev.hex(), None, "")
+        assert [row.public.seq for row in store.audit("u")] == [1, 3, 4, 5, 7]
+        assert [row.public.seq for row in store.audit(since_seq=5)] == [5, 6, 7]
+        assert store.verify_audit() == (7, prev.hex(), None, "")
 
 
 def reseal(key: bytes, stored: bytes, change: Callable[[bytes], bytes]) -> bytes:
@@ -199,7 +199,7 @@ def reseal(key: bytes, stored: bytes, change: Callable[[bytes], bytes]) -> bytes
 @pytest.mark.parametrize(("what", "bad_seq", "problem"), [
     ("public", 4, "row 4 does not follow from the one before it"), ("personal", 3, "does not match its digest"),
     ("removed", 3, "row 3 is missing: the next one is 4"), ("swapped", 3, "row 3 was written as row 4"),
-    ("cut", 6, "the log ends at row 5, but row 6 was written"), ("added", 7, "row 7 stands after the end of the log, row 6"),
+    ("cut", 7, "the log ends at row 6, but row 7 was written"), ("added", 8, "row 8 stands after the end of the log, row 7"),
     ("torn", 3, "fails its checksum"),
 ])
 def test_any_change_inside_the_log_is_found(tmp_path: Path, what: str, bad_seq: int, problem: str) -> None:
@@ -210,7 +210,7 @@ def test_any_change_inside_the_log_is_found(tmp_path: Path, what: str, bad_seq: 
         filled(store, manager)
         assert store.verify_audit().bad_seq is None
         noted = store.audit_tail()[1]
-    third, fourth, last = keys.audit(3), keys.audit(4), keys.audit(6)
+    third, fourth, last = keys.audit(3), keys.audit(4), keys.audit(7)
     with raw(tmp_path / "store") as txn:
         stored = {key: bytes(txn.get(key) or b"") for key in (third, fourth, last)}
         if what == "public":
@@ -227,7 +227,7 @@ def test_any_change_inside_the_log_is_found(tmp_path: Path, what: str, bad_seq: 
         elif what == "cut":
             txn.delete(last)
         else:
-            txn.put(keys.audit(7), codec.seal(keys.audit(7), codec.unseal(last, stored[last])))
+            txn.put(keys.audit(8), codec.seal(keys.audit(8), codec.unseal(last, stored[last])))
     store, _ = opened(tmp_path / "store")
     with store:
         found = store.verify_audit(noted)
@@ -241,10 +241,10 @@ def test_a_tail_cut_with_its_end_is_found_by_a_noted_hash(tmp_path: Path) -> Non
     store, manager = opened(tmp_path / "store")
     with store:
         filled(store, manager)
-        noted, before = store.audit_tail()[1], list(store.audit())[4].hash
+        noted, before = store.audit_tail()[1], list(store.audit())[5].hash
     with raw(tmp_path / "store") as txn:
-        txn.delete(keys.audit(6))
-        txn.put(keys.CHAIN, codec.seal(keys.CHAIN, (5).to_bytes(8, "big") + before))
+        txn.delete(keys.audit(7))
+        txn.put(keys.CHAIN, codec.seal(keys.CHAIN, (6).to_bytes(8, "big") + before))
     store, _ = opened(tmp_path / "store")
     with store:
         assert store.verify_audit().bad_seq is None
@@ -273,7 +273,7 @@ def test_events_are_the_rows_in_their_order(tmp_path: Path) -> None:
         assert store.emitter.flush()
         rows = list(store.audit())
     assert [event["event"] for event in seen] == [row.public.event for row in rows]
-    assert [event["seq"] for event in seen] == [1, 2, 3, 4, 5, 6]
+    assert [event["seq"] for event in seen] == [1, 2, 3, 4, 5, 6, 7]
     for event, row in zip(seen, rows, strict=True):
         assert event == {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
     assert store.emitter.dropped == 0
@@ -339,7 +339,7 @@ def test_a_raising_sink_fails_no_commit(tmp_path: Path) -> None:
     with store:
         filled(store, manager)
         assert store.emitter.flush()
-        assert seen == ["reset.rolled_back", "reset.refused"]
+        assert seen == ["reset.rolled_back", "breaker.opened", "reset.refused"]
         assert store.emitter.dropped == 4
         assert store.verify_audit().problem == ""
 
@@ -391,5 +391,5 @@ def test_the_command_s_events_are_json_lines_on_standard_error(
     out, err = capsys.readouterr()
     assert out == ""
     lines = [json.loads(line) for line in err.splitlines()]
-    assert [line["seq"] for line in lines] == ([1, 2, 3, 4, 5, 6] if verbose else [])
+    assert [line["seq"] for line in lines] == ([1, 2, 3, 4, 5, 6, 7] if verbose else [])
     assert all(line["level"] == "info" for line in lines)

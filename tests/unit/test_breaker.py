@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statemachine import InvalidInput
 from statemachine.breaker import (
     CLOSED,
     FAILING_MAX,
@@ -17,6 +18,7 @@ from statemachine.breaker import (
     Admission,
     Breaker,
     BreakerPolicy,
+    GlobalBreakerPolicy,
     Now,
     Result,
     admit,
@@ -29,8 +31,9 @@ from statemachine.breaker import (
     suspected,
 )
 
-POLICY: Final = BreakerPolicy(failures_max=3, suspects_max=2, users_max=3, window_s=100.0, cooldown_s=10.0, cooldown_factor=3.0,
-                              cooldown_s_max=200.0, jitter=0.0)
+SHAPE: Final[dict[str, Any]] = {"cooldown_s": 10.0, "cooldown_factor": 3.0, "cooldown_s_max": 200.0, "jitter": 0.0}
+POLICY: Final = BreakerPolicy(failures_max=3, suspects_max=2, failure_rate_max=None, **SHAPE)
+GLOBAL: Final = GlobalBreakerPolicy(users_max=3, window_s=100.0, failure_rate_max=None, **SHAPE)
 JITTERED: Final = msgspec.structs.replace(POLICY, jitter=0.25)
 T: Final = 1_700_000_000 * US_PER_S
 YEAR_US: Final = 31_536_000 * US_PER_S
@@ -130,17 +133,17 @@ def test_a_probe_s_failure_opens_for_longer() -> None:
 
 
 def test_a_probe_that_says_nothing_gives_its_slot_back() -> None:
-    """A conflict or a crash: the next may probe at once, and no later instant moves (INV-09)."""
+    """A conflict or a crash: it stays half-open, the next may probe at once, and no later instant moves (INV-09)."""
     record = opened(2)
     probing = lease(record, "probe", 1)
     back = ended(probing, "void", 1.0, attempt="probe")
-    assert (back.mode, back.cooled, back.probe, back.probe_owner) == ("open", True, "", 0)
+    assert (back.mode, back.probe, back.probe_owner) == ("half-open", "", 0)
     assert (back.openings, back.opened_us, back.generation) == (record.openings, record.opened_us, probing.generation + 1)
     assert admit(back, POLICY, at(1), "u") == Admission("probe")
     again = lease(back, "next", 1)
-    assert not again.cooled
     assert ended(again, "failure", attempt="next").openings == 3
-    assert ended(probing, "died", attempt="probe", suspect=("row", 1)).cooled
+    assert ended(probing, "died", attempt="probe", suspect=("row", 1)) == msgspec.structs.replace(back, suspects=(("row", 1, 1),))
+    assert ended(back, "void", attempt="") is back, "no attempt holds the slot, and none gives it back"
 
 
 def test_what_is_void_moves_nothing_else() -> None:
@@ -256,6 +259,13 @@ def test_suspects_are_capped_and_the_newest_kept() -> None:
     assert (len(again.suspects), again.suspects[-1]) == (SUSPECTS_KEPT_MAX, ("row 90", 1, 2))
 
 
+def test_opening_forgets_no_suspect() -> None:
+    record = ended(CLOSED, "died", suspect=("row", 1))
+    for _ in range(POLICY.failures_max):
+        record = ended(record, "failure")
+    assert (record.mode, record.suspects) == ("open", (("row", 1, 1),))
+
+
 def test_a_death_of_nothing_in_particular_only_gives_the_slot_back() -> None:
     assert ended(CLOSED, "died") is CLOSED
 
@@ -265,7 +275,7 @@ def test_a_death_of_nothing_in_particular_only_gives_the_slot_back() -> None:
 
 def failed(record: Breaker, user: str, seconds: float = 0.0, result: Result = "failure", **named: Any) -> Breaker:
     given_ = {"attempt_id": user, "generation": record.generation, "now": at(seconds), **named}
-    return settle_global(record, POLICY, result, user=user.encode(), **given_)
+    return settle_global(record, GLOBAL, result, user=user.encode(), **given_)
 
 
 def test_distinct_users_open_the_global_breaker() -> None:
@@ -295,18 +305,18 @@ def test_success_and_void_count_nothing_globally() -> None:
 def test_the_global_probe_closes_opens_and_is_given_back() -> None:
     record = failed(failed(failed(CLOSED, "u"), "v"), "w")
     probing = lease(record, "x", 1)
-    assert failed(probing, "y", 1) == msgspec.structs.replace(probing, failing=failed(probing, "y", 1).failing), "no probe of it"
+    assert failed(probing, "y", 1) is probing, "no probe of it"
     assert failed(probing, "x", result="success") == Breaker(generation=probing.generation + 1)
     assert (failed(probing, "x", 20).mode, failed(probing, "x", 20).openings) == ("open", 2)
     for result in ("void", "died"):
         back = failed(probing, "x", result=result)
-        assert (back.mode, back.cooled, back.openings) == ("open", True, 1)
+        assert (back.mode, back.probe, back.openings) == ("half-open", "", 1)
     for late in ("success", "failure"):
         assert failed(probing, "x", result=late, generation=0) == probing
 
 
 def test_the_window_s_memory_is_capped() -> None:
-    policy, record = msgspec.structs.replace(POLICY, users_max=10**9), CLOSED
+    policy, record = msgspec.structs.replace(GLOBAL, users_max=None), CLOSED
     for number in range(FAILING_MAX + 10):
         record = settle_global(record, policy, "failure", user=str(number).encode(), attempt_id="a", generation=0, now=at(0))
     assert len(record.failing) == FAILING_MAX
@@ -338,7 +348,7 @@ def test_any_life_keeps_the_invariants(life: list[tuple[str, int, float, Literal
                 continue
             number += 1
             if admission.verdict == "probe":
-                assert record.mode == "open"
+                assert record.mode == "open" or (record.mode == "half-open" and not record.probe)
                 record = lease(record, str(number), 1)
             running[str(number)] = record.generation
         elif running:
@@ -348,11 +358,10 @@ def test_any_life_keeps_the_invariants(life: list[tuple[str, int, float, Literal
         assert record.generation >= before.generation
         assert (record.generation > before.generation) == (record.mode != before.mode or (
             before.mode == "half-open" and record is not before and record.probe != before.probe))
-        assert (record.mode == "half-open") == bool(record.probe)
-        assert record.mode == "half-open" or record.probe_owner == 0
+        assert record.mode == "half-open" or (record.probe, record.probe_owner, record.successes) == ("", 0, 0)
         assert record.failures < POLICY.failures_max
         assert (record.mode == "closed") == (record.openings == 0)
-        assert not (record.cooled and record.mode != "open")
+        assert not record.cooled, "earlier versions set it"
         assert not record.probe or record.probe in running
         assert len(record.suspects) <= SUSPECTS_KEPT_MAX
         assert all(count > 0 for _, _, count in record.suspects)
@@ -370,7 +379,7 @@ def test_forced_beats_timers() -> None:
     free = forced(opened(3), "forced-closed")
     for attempt in range(10):
         free = ended(free, "failure", seconds=attempt)
-        assert settle_global(free, POLICY, "failure", user=b"%d" % attempt, attempt_id="a", generation=free.generation,
+        assert settle_global(free, GLOBAL, "failure", user=b"%d" % attempt, attempt_id="a", generation=free.generation,
                              now=at(0)) is free
     assert free == forced(opened(3), "forced-closed")
     assert admit(free, POLICY, at(0), "u") == Admission("admit")
@@ -385,7 +394,7 @@ def test_metrics_only_counts_and_never_opens() -> None:
     assert ended(record, "success").failures == 0
     common = forced(CLOSED, "metrics-only")
     for number in range(1, 10):
-        common = settle_global(common, POLICY, "failure", user=b"%d" % number, attempt_id="a", generation=common.generation,
+        common = settle_global(common, GLOBAL, "failure", user=b"%d" % number, attempt_id="a", generation=common.generation,
                                now=at(0))
         assert (common.mode, len(common.failing)) == ("metrics-only", number)
 
@@ -406,3 +415,111 @@ def test_a_suspect_input_stays_refused_until_the_breaker_is_let_go(mode: Any) ->
         record = ended(record, "died", suspect=suspect)
     assert admit(forced(record, mode), POLICY, at(0), "u", suspect) == Admission("refuse", "suspect")
     assert admit(let_go(forced(record, mode)), POLICY, at(0), "u", suspect) == Admission("admit")
+
+
+# The share that failed.
+
+SHARES: Final = BreakerPolicy(failures_max=10**6, failure_rate_max=0.5, attempts_min=6, window_s=120.0, **SHAPE)
+NEVER: Final = BreakerPolicy(failures_max=10**6, attempts_min=10**6, window_s=120.0, **SHAPE)
+SLOT_US: Final = 10 * US_PER_S
+BEGIN_US: Final = T - T % SLOT_US
+
+
+def life(results: str, policy: BreakerPolicy = SHARES, seconds: float = 0.0) -> Breaker:
+    """A breaker after so many ends, "F" for each failure and "." for each success, at one instant or so far apart."""
+    record = CLOSED
+    for number, result in enumerate(results):
+        record = settle(record, policy, "failure" if result == "F" else "success", attempt_id="a", generation=record.generation,
+                        now=at(number * seconds))
+    return record
+
+
+@pytest.mark.parametrize(("results", "opens"), [
+    ("F.F.F", False), ("F.F.FF", True), (".F.F.F", True), ("F.F..F", True), ("..F..FF", False), (".....FFFFF", True),
+    (".....FFFF", False), ("F" * 5, False), ("F" * 6, True), ("FFF...", False), ("FFF....", False), ("." * 90 + "F" * 89, False),
+    ("." * 90 + "F" * 90, True),
+])
+def test_it_opens_by_the_share_that_failed(results: str, opens: bool) -> None:
+    """Of at least six ends in the window at least half, judged when one fails; all successes count, those before too."""
+    record = life(results)
+    assert record.mode == ("open" if opens else "closed")
+    assert record.opened_by == ("rate" if opens else "")
+
+
+@pytest.mark.parametrize(("seconds", "mode"), [(0.0, "open"), (119.9, "open"), (129.9, "open"), (130.0, "closed")])
+def test_the_window_of_the_share_is_counted_in_twelfths(seconds: float, mode: str) -> None:
+    """What ended counts for the window's length, and until its twelfth is over: five at a beginning, and one later."""
+    record = CLOSED
+    for _ in range(5):
+        record = settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(BEGIN_US, BEGIN_US))
+    later_us = BEGIN_US + int(seconds * US_PER_S)
+    assert settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(later_us, later_us)).mode == mode
+
+
+def test_what_another_stream_did_later_does_not_count_now() -> None:
+    """Slots after the present are kept and not counted; those before the window go."""
+    record = CLOSED
+    for _ in range(5):
+        record = settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(T + YEAR_US, T, "event"))
+    early = settle(record, SHARES, "failure", attempt_id="a", generation=0, now=Now(T, T, "event"))
+    assert (early.mode, len(early.ended_event)) == ("closed", 2)
+    late = settle(early, SHARES, "failure", attempt_id="a", generation=0, now=Now(T + YEAR_US, T, "event"))
+    assert (late.mode, late.openings) == ("open", 1)
+
+
+def test_a_long_life_keeps_few_slots() -> None:
+    record = life("F." * 300, NEVER, seconds=3.0)
+    assert (record.mode, len(record.ended), record.failures) == ("closed", 13, 0)
+    assert sum(ended for _, ended, _ in record.ended) == pytest.approx(42, abs=3)
+
+
+def test_without_a_share_nothing_is_kept_of_successes() -> None:
+    assert life("....", POLICY) is CLOSED
+
+
+def test_failing_users_leave_memory_with_their_window() -> None:
+    record, policy = CLOSED, GlobalBreakerPolicy(users_max=None, attempts_min=10**6, window_s=120.0)
+    for number in range(1_000):
+        now = at(number)
+        record = settle_global(record, policy, "failure", user=b"%d" % number, attempt_id="a", generation=0, now=now)
+    assert 120 <= len(record.failing) <= 130
+    assert sum(failed for _, _, failed in record.ended) == len(record.failing)
+
+
+# Policies.
+
+
+@pytest.mark.parametrize("policy", [BreakerPolicy, GlobalBreakerPolicy])
+@pytest.mark.parametrize(("field", "values", "limit"), [
+    ("failure_rate_max", (0, 0.0, -0.1, 1.01, float("nan"), "1", True), "above 0"),
+    ("attempts_min", (0, -1, 2.5, True, None, "3"), "at least 1"),
+    ("window_s", (0, 0.0, -1.0, float("nan"), float("inf"), 1e300, None), "above 0"),
+    ("cooldown_s", (-0.1, float("nan"), float("inf"), "5"), "at least 0"),
+    ("cooldown_factor", (0.99, float("nan"), 1e6), "at least 1"),
+    ("cooldown_s_max", (3_599.9, float("nan"), float("inf")), "at least 3,600"),
+    ("jitter", (-0.1, 1.1, float("nan"), None), "at least 0"),
+    ("successes_to_close", (0, -1, 1.0, True), "at least 1"),
+    ("failures_max", (0, -3, 1.0, True, float("nan")), "at least 1"),
+    ("suspects_max", (0, 2.0, False), "at least 1"),
+    ("users_max", (0, -3, 1.0, True, 1_001), "at least 1"),
+])
+def test_a_policy_of_nonsense_is_refused(policy: type[Any], field: str, values: tuple[Any, ...], limit: str) -> None:
+    """When it is made, naming field, value and limit."""
+    if field not in policy.__struct_fields__:
+        return
+    for value in values:
+        with pytest.raises(InvalidInput) as refused:
+            policy(**{field: value})
+        assert str(refused.value).startswith(f"{policy.__name__}.{field} is {value!r}; it must be ")
+        assert limit in str(refused.value)
+        with pytest.raises(InvalidInput):
+            msgspec.structs.replace(policy(), **{field: value})
+
+
+@pytest.mark.parametrize("named", [
+    {"cooldown_s": 0, "jitter": 0, "cooldown_factor": 1}, {"failure_rate_max": None}, {"failure_rate_max": 1}, {"window_s": 1},
+    {"cooldown_s": 3_600, "cooldown_s_max": 3_600}, {"jitter": 1.0, "attempts_min": 1, "successes_to_close": 9},
+])
+def test_a_policy_of_sense_is_taken(named: dict[str, Any]) -> None:
+    for policy in (BreakerPolicy(**named), GlobalBreakerPolicy(**named), GlobalBreakerPolicy(users_max=None, **named)):
+        assert cooldown_us(Breaker(openings=10**6), policy, "u") <= 2 * 7 * 86_400 * US_PER_S

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 import lmdb
+import msgspec
 import pytest
+import xxhash
 
 from statemachine import codec
 from statemachine.breaker import Breaker
-from statemachine.store import keys
-from statemachine.store.checkup import Checkup, Finding
+from statemachine.erasure import forget, prune_audit
+from statemachine.store import keys, pieces, sieve
+from statemachine.store.careful import Finding
+from statemachine.store.checkup import Checkup
 from statemachine.store.engine import rows_of
-from statemachine.store.records import Aside, Cursor, Head, Image, Meta, Pin
+from statemachine.store.records import Aside, Cursor, Head, Identity, Image, Meta, Pin
 from tests.regression.scene import BY, opened, raw, tear, weighed, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from statemachine.store.pieces import Piece, Result
 
 ANN = b"ann"
 DAYS = 6
@@ -38,9 +45,9 @@ def path(tmp_path: Path, no_events: None) -> Path:
     return path
 
 
-def examined(path: Path) -> list[Finding]:
+def examined(path: Path, processes: int = 1) -> list[Finding]:
     with opened(path) as store:
-        return list(Checkup(store).run())
+        return list(Checkup(store, processes=processes).run())
 
 
 def record(txn: Any, kind: type[Any], key: bytes) -> Any:
@@ -117,12 +124,44 @@ def sealed(key: bytes, content: bytes) -> Callable[[Any], object]:
     return lambda txn: txn.put(key, codec.seal(key, content))
 
 
+def first_step_known(txn: Any) -> None:
+    without(keys.version(ANN, 1))(txn)
+    head_with(first=2)(txn)
+
+
+def reseal(txn: Any, key: bytes, content: bytes) -> None:
+    txn.put(key, codec.seal(key, content))
+
+
+def first_under(txn: Any, prefix: bytes) -> bytes:
+    with txn.cursor() as cursor:
+        assert cursor.set_range(prefix)
+        return bytes(cursor.key())
+
+
+def strange_disposition(txn: Any, disposition: int = 4) -> None:
+    key = first_under(txn, keys.identity(ANN, LAST_US, b""))  # the one kept aside, so that the count stays right
+    put(txn, key, msgspec.structs.replace(record(txn, Identity, key), disposition=disposition))
+
+
+def lengthened_attempt(txn: Any) -> None:
+    key = first_under(txn, keys.ATTEMPT)
+    txn.put(key, b"\0" + txn.get(key))
+
+
+def compressed(key: bytes) -> bytes:
+    """A record with a sound checksum that claims to be compressed, and is not."""
+    head = codec.seal(key, b"content")[:2] + b"\1\0" + (7).to_bytes(4, "little")
+    return head + xxhash.xxh3_64_intdigest(key + head + b"content").to_bytes(8, "little") + b"content"
+
+
 PLANTED: dict[str, tuple[Callable[[Any], object], str, str, str]] = {
     "head of another version": (head_with(version=DAYS + 3), "heads", "user 'ann'", "the newest in the log is 6"),
     "no head": (without(keys.head(ANN)), "heads", "user 'ann'", "there is no head"),
     "gap": (without(keys.version(ANN, 3)), "versions", "user 'ann'", "version 3 missing"),
     "wide gap": (without(keys.version(ANN, 3), keys.version(ANN, 4)), "versions", "user 'ann'", "versions 3 to 4 missing"),
     "first step without image": (without(keys.version(ANN, 1)), "versions", "user 'ann'", "no image before it"),
+    "first step that the head knows": (first_step_known, "versions", "user 'ann'", "version 2, the oldest, is a step"),
     "first version": (head_with(first=2), "versions", "user 'ann'", "begins at version 2, and it begins at 1"),
     "aside count": (with_records((keys.aside(ANN), Aside(7, LAST_US))), "kept aside", "user 'ann'", "says 7, and 1 are there"),
     "no aside count": (without(keys.aside(b"only-aside")), "kept aside", "user 'only-aside'", "says 0, and 1 are there"),
@@ -157,6 +196,34 @@ PLANTED: dict[str, tuple[Callable[[Any], object], str, str, str]] = {
     "user's row not indexed": (without_first(b"ann\0a"), "audit index", "audit row ", "not found under its user 'ann'"),
     "index of another's row": (lambda txn: txn.put(keys.audit_of(b"cid", 1), b""), "audit index", "user 'cid'",
                                "leads to no row about the user"),
+    "row after the end": (sealed(keys.audit(99), bytes(99)), "audit chain", "audit row 99", "after the end"),
+    "attempt past the end": (lambda txn: txn.put(keys.ATTEMPT + bytes(16), (99).to_bytes(8, "big")), "audit index",
+                             "attempt 0000", "leads to no row"),
+    "attempt not of eight bytes": (lengthened_attempt, "audit index", "attempt ", "leads to no row"),
+    "index past the end": (lambda txn: txn.put(keys.audit_of(ANN, 99), b""), "audit index", "user 'ann'",
+                           "leads to no row about the user"),
+    "index with a value": (lambda txn: txn.put(first_under(txn, b"ann\0a"), b"1"), "audit index", "user 'ann'",
+                           "leads to no row about the user"),
+    "index of a longer key": (lambda txn: txn.put(b"cid\0aaa" + bytes(8), b""), "audit index", "user 'cid'",
+                              "leads to no row about the user"),
+    "audit row of a longer key": (lambda txn: txn.put(keys.audit(1) + b"1", bytes(99)), "records", "the store",
+                                  "not one of resetguard's"),
+    "key of no user": (lambda txn: txn.put(b"b", codec.seal(b"b", NIL)), "records", "the store", "belongs to no user"),
+    "disposition": (strange_disposition, "records", "user 'ann'", "it says 4 of where"),
+    "negative disposition": (lambda txn: strange_disposition(txn, -1), "records", "user 'ann'", "it says -1 of where"),
+    "identity of nothing": (lambda txn: reseal(txn, first_under(txn, b"ann\0i"), NIL), "records", "user 'ann'",
+                            "the measurement at 2026"),
+    "head of nothing": (sealed(keys.head(ANN), NIL), "records", "user 'ann'", "the head cannot be read"),
+    "count of nothing": (sealed(keys.aside(ANN), NIL), "records", "user 'ann'", "the count of what is kept aside"),
+    "step of half a value": (sealed(keys.version(ANN, 2), b"\1" + bytes(21)), "records", "user 'ann'", "version 2 cannot"),
+    "step too short": (sealed(keys.version(ANN, 2), b"\1" + bytes(9)), "records", "user 'ann'", "version 2 cannot be read"),
+    "version of another kind": (sealed(keys.version(ANN, 2), b"\3" + bytes(25)), "records", "user 'ann'", "version 2 cannot"),
+    "image of nothing": (sealed(keys.version(ANN, 1), b"\2" + NIL), "records", "user 'ann'", "version 1 cannot be read"),
+    "version of no bytes": (sealed(keys.version(ANN, 2), b""), "records", "user 'ann'", "version 2 cannot be read"),
+    "audit row of nothing": (sealed(keys.audit(2), bytes(68)), "records", "the store", "audit row 2 cannot be read"),
+    "torn record of another kind": (lambda txn: txn.put(b"ann\0z", b"torn" * 5), "records", "user 'ann'", "the record b'z'"),
+    "compressed and torn": (lambda txn: txn.put(keys.version(ANN, 2), compressed(keys.version(ANN, 2))), "records", "user 'ann'",
+                            "does not decompress"),
     "global breaker": (lambda txn: txn.put(keys.GLOBAL_BREAKER, codec.seal(keys.GLOBAL_BREAKER, b"\xc0")), "records",
                        "the store", "the global breaker"),
 }
@@ -173,15 +240,52 @@ def test_sound_store_has_no_finding_and_every_check_looked(path: Path) -> None:
         assert checkup.looked["audit chain"] == store.audit_tail()[0]
 
 
+@pytest.fixture(params=["in one chunk", "in small chunks", "record by record"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the records are read: the last is the way of users with more records than are held in memory."""
+    if request.param != "in one chunk":
+        monkeypatch.setattr(sieve, "CHUNK_ROWS", 4)
+        monkeypatch.setattr(pieces, "SMALL_ROWS", 4)
+        monkeypatch.setattr("statemachine.store.checkup.PIECE_ROWS", 8)
+    if request.param == "record by record":
+        monkeypatch.setattr(sieve, "USER_ROWS_MAX", 4)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("name", PLANTED)
-def test_planted_damage_is_named(path: Path, name: str) -> None:
+def test_planted_damage_is_named(path: Path, chunks: str, name: str) -> None:
     plant, check, subject, problem = PLANTED[name]
     with raw(path) as txn:
         plant(txn)
-    found = [finding for finding in examined(path) if finding.check == check and problem in finding.problem]
-    assert found, examined(path)
+    every = examined(path)
+    found = [finding for finding in every if finding.check == check and problem in finding.problem]
+    assert found, every
     assert all(finding.subject.startswith(subject) for finding in found)
     assert all(finding.remedy for finding in found)
+    assert len(every) == len(set(every)) or check == "cursors", "nothing is told twice"
+
+
+def test_what_is_found_does_not_depend_on_how_the_store_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one go, in small pieces, record by record, and in two processes: the same findings in the same order."""
+    with raw(path) as txn:
+        for name in ("gap", "attempts swapped", "index of another's row", "pin of nobody", "audit row of nothing", "orphan",
+                     "probation without pin", "no aside count", "index past the end"):
+            PLANTED[name][0](txn)
+
+    def found(processes: int = 1) -> tuple[list[Finding], dict[str, int], int, int | None]:
+        with opened(path) as store:
+            checkup = Checkup(store, processes=processes)
+            return list(checkup.run()), dict(checkup.looked), checkup.kept, checkup.oldest_kept_us
+
+    whole = found()
+    assert len(whole[0]) > 9
+    monkeypatch.setattr(pieces, "PROCESSES_PAY_ROWS", 0)
+    assert found(2) == whole
+    monkeypatch.setattr("statemachine.store.checkup.PIECE_ROWS", 8)
+    monkeypatch.setattr(sieve, "CHUNK_ROWS", 4)
+    assert found() == whole
+    monkeypatch.setattr(sieve, "USER_ROWS_MAX", 4)
+    assert found() == whole
 
 
 @pytest.mark.parametrize("key", [
@@ -219,7 +323,7 @@ def test_page_that_cannot_be_read_is_a_finding(path: Path, monkeypatch: pytest.M
             raise lmdb.CorruptedError("a page")
         return rows_of(txn, start, stop, rows_max)
 
-    monkeypatch.setattr("statemachine.store.checkup.rows_of", torn_page)
+    monkeypatch.setattr(sieve, "rows_of", torn_page)
     with opened(path) as store:
         checkup = Checkup(store)
         assert [(f.check, f.subject, f.level) for f in checkup.run()] == [("records", "the data file", "error")]
@@ -244,28 +348,74 @@ def test_meta_torn_while_open_is_told(path: Path) -> None:
             store.engine.update(lambda put: put(key, codec.seal(key, right)))
 
 
-def test_commit_between_two_chunks_is_no_finding(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With chunks of one row, a commit falls between a user's head and the versions it was read with."""
-    read: list[bytes] = []
-
-    def noted(txn: Any, start: bytes, stop: bytes, rows_max: int) -> list[tuple[bytes, bytes]]:
-        rows = rows_of(txn, start, stop, rows_max)
-        read.extend(key for key, _ in rows)
-        return rows
-
-    monkeypatch.setattr("statemachine.store.checkup.CHUNK_ROWS", 1)
-    monkeypatch.setattr("statemachine.store.checkup.rows_of", noted)
+def test_commits_meanwhile_are_no_finding(path: Path, chunks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset before each piece: its row stands after the end that the checkup knows, its user has changed."""
+    resets = 0
     with working(path) as (store, manager, _):
-        checkup, resets = Checkup(store), 0
+        def busy(engine: Any, estimator: Any, piece: Piece) -> Result:
+            nonlocal resets
+            resets += 1
+            manager.perform_reset("bob", **BY)
+            return looked(engine, estimator, piece)
 
-        class Busy(Counter[str]):
-            def __setitem__(self, name: str, value: int) -> None:
-                nonlocal resets
-                super().__setitem__(name, value)
-                if name == "records" and read[-1] == keys.head(b"bob"):
-                    resets += 1
-                    manager.perform_reset("bob", **BY)
+        looked = pieces.examine
+        monkeypatch.setattr(pieces, "examine", busy)
+        assert list(Checkup(store).run()) == []
+    assert resets >= 3
 
-        checkup.looked = Busy()
-        assert list(checkup.run()) == []
-        assert resets == 1
+
+def test_erased_rows_are_no_finding(path: Path, chunks: str) -> None:
+    """The index keys of pruned rows lead to rows that name nobody, and those of a forgotten user are gone."""
+    with working(path) as (store, manager, processor):
+        prune_audit(store, before_us=store.clock.now_us() + 1, **BY)
+        processor.process(weighed("ann", DAYS + 1, 80.7))
+        manager.perform_reset("bob", **BY)
+        forget(store, "bob", **BY)
+        assert any(row.erased for row in store.audit())
+        assert list(Checkup(store).run()) == []
+
+
+def test_index_key_of_a_wrong_length_is_found_where_its_row_is_erased(path: Path) -> None:
+    """An erased row has no part in the sums of those who find it."""
+    with opened(path) as store:
+        prune_audit(store, before_us=store.clock.now_us() + 1, **BY)
+    with raw(path) as txn:
+        txn.put(b"ann\0a1" + (1).to_bytes(8, "big"), b"")
+    assert [(finding.check, finding.subject) for finding in examined(path)] == [("audit index", "user 'ann'")]
+
+
+def die(_: Piece) -> None:
+    os._exit(1)
+
+
+def test_process_that_dies_is_a_finding(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torn page may kill whoever reads it; the checkup itself goes on to its end."""
+    monkeypatch.setattr(pieces, "PROCESSES_PAY_ROWS", 0)
+    monkeypatch.setattr(pieces, "_examine_here", die)
+    [found] = [finding for finding in examined(path, processes=2) if finding.subject == "the data file"]
+    assert "died of it" in found.problem
+
+
+@pytest.mark.parametrize("names", [
+    [f"user-{number:06d}" for number in range(300)], [f"{number}" for number in range(300)],
+    ["a", *(f"z{n}" for n in range(299))],    [chr(0x4E00 + number) * 80 for number in range(300)], ["one"], [],
+])
+def test_pieces_hold_every_key_once_and_cut_no_user(
+    tmp_path: Path, no_events: None, monkeypatch: pytest.MonkeyPatch, names: list[str],
+) -> None:
+    opened(tmp_path / "store").close()
+    with raw(tmp_path / "store") as txn:
+        for name in names:
+            for letter in (b"\0s", b"\0v"):
+                txn.put(name.encode() + letter, b"")
+    with opened(tmp_path / "store") as store:
+        monkeypatch.setattr(pieces, "SMALL_ROWS", 8)
+        ranges = pieces.cut(store.engine, keys.FIRST_USER, b"", 64, users=True)
+        assert ranges[0][0] == keys.FIRST_USER
+        assert ranges[-1][1] == b""
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(ranges))
+        sizes = [len({key[:-2] for key, _ in store.engine.scan(low, high or b"\xff")}) for low, high in ranges]
+        assert sum(sizes) == len(names), "no user is in two pieces"
+        assert all(sizes) or not names
+        assert len(ranges) >= min(len(names), 8)
+        assert max(sizes) <= max(len(names) / 8, 1)

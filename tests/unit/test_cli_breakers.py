@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from statemachine import BreakerOpen, BreakerPolicy, Measurement, MutationFailed, Processor, ResetManager, Store
-from statemachine.cli import app
+from statemachine import (
+    BreakerOpen,
+    BreakerPolicy,
+    GlobalBreakerPolicy,
+    Measurement,
+    MutationFailed,
+    Processor,
+    ResetManager,
+    Store,
+)
+from statemachine.cli import app, console
 from tests.unit.processes import line, started
 
 T0 = datetime(2024, 1, 5, 7, tzinfo=UTC)
@@ -126,3 +135,36 @@ def test_the_lease_of_a_probe_ends_with_its_holder(path: Path) -> None:
         assert manager.breaker("ana").mode == "closed"
         outcomes = [row.public.outcome for row in store.audit("ana")]
         assert outcomes.count("interrupted") == 1
+
+
+@pytest.mark.parametrize("columns", ["80", "130"])
+def test_show_tells_why_it_is_open_and_when_a_probe_may_run(
+    path: Path, columns: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For people within the window's width, each figure whole; in JSON with every figure, and what counts against a budget."""
+    with Store.open(path) as store:
+        manager = ResetManager(store, breaker=BreakerPolicy(failures_max=2), resets_per_minute=9,
+                               global_breaker=GlobalBreakerPolicy(users_max=2, cooldown_s=0.0, successes_to_close=2))
+        assert manager.perform_reset("bob", **SAID).outcome == "committed"
+        for user in ("ana", "ana", "bob"):
+            with pytest.raises(MutationFailed):
+                manager.perform_reset(user, operations=[("break", lambda s: s.missing)], **SAID)
+        assert manager.perform_reset("bob", **SAID).outcome == "committed"
+    common, ana = run(path, "show")
+    assert (common["mode"], common["opened_by"], common["successes"]) == ("half-open", "users", 1)
+    assert common["resets_last_minute"] == 2
+    assert (ana["mode"], ana["opened_by"], ana["openings"], ana["time_base"]) == ("open", "failures", 1, "wall")
+    assert ana["retry_at"] > ana["opened_at"]
+    (bob,) = run(path, "show", "bob")
+    assert (bob["attempts"], bob["attempts_failed"], bob["failures"], bob["retry_at"]) == (4, 1, 0, None)
+    monkeypatch.setattr(console.OUT, "_width", int(columns))
+    shown = CliRunner().invoke(app, ["breaker", "show", "--store", str(path)])
+    assert max(map(len, shown.stdout.splitlines())) <= int(columns)
+    day, hour = ana["retry_at"][:10], ana["retry_at"][11:19]
+    for figure in ("(global)", "half-open, 1", "succeeded", "ana", "failures", "users", day, hour):
+        assert figure in shown.stdout, shown.stdout
+    assert "2 resets of the last minute count against a budget" in shown.stderr
+    listed = CliRunner().invoke(app, ["audit", "list", "--store", str(path), "--outcome", "opened"])
+    assert max(map(len, listed.stdout.splitlines())) <= int(columns)
+    assert listed.stdout.count("breaker.opened") == 2
+    assert "(global)" in listed.stdout

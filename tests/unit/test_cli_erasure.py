@@ -14,8 +14,10 @@ from typing import Final
 import pytest
 from typer.testing import CliRunner
 
+from statemachine import codec
 from statemachine.cli import app
 from statemachine.store import keys
+from statemachine.store.records import Unreadable
 from tests.regression.scene import BY, opened, tear, weighed, working
 
 ROOT: Final = Path(__file__).parents[2]
@@ -75,6 +77,20 @@ def test_an_export_of_nobody_makes_no_file(path: Path, tmp_path: Path) -> None:
 def test_forget_without_yes_and_without_a_terminal_is_refused(path: Path) -> None:
     code, _, err = run(path, "forget", "ana", *SAID)
     assert (code, "--yes" in err, knows(path, "ana")) == (2, True, True)
+
+
+def test_nobody_is_asked_about_nobody(path: Path) -> None:
+    """Whether the user exists is found out before the question; a user of unreadable rows alone does exist."""
+    code, _, err = run(path, "forget", "anna", *SAID)
+    assert (code, "nothing is stored for 'anna'; did you mean 'ana'" in err, "--yes" in err) == (2, True, False)
+    with opened(path) as store:
+        draft = store.draft()
+        draft.put(keys.unreadable(7, 1), codec.pack(Unreadable(1, "x", "no weight", "zoe")))
+        store.commit(draft)
+    code, _, err = run(path, "forget", "zoe", *SAID)
+    assert (code, "--yes" in err) == (2, True)
+    assert run(path, "forget", "zoe", "--yes", *SAID)[0] == 0
+    assert run(path, "forget", "zoe", "--yes", *SAID)[0] == 2
 
 
 @pytest.mark.parametrize("words", [("--actor", "a"), ("--reason", "r"), ("--actor", "a", "--reason", " ")])

@@ -555,7 +555,7 @@ def test_help_has_an_example_everywhere() -> None:
 def test_version_names_the_distribution_and_the_schema() -> None:
     ran = run(None, "--version")
     assert ran.code == 0
-    assert re.fullmatch(r"resetguard \S.*, disk schema 1\n", ran.out)
+    assert re.fullmatch(r"resetguard \S.*, disk schema 2\n", ran.out)
 
 
 def test_no_command_is_wrong_use() -> None:

@@ -14,7 +14,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from statemachine import Measurement, Processor, ResetManager, Store, UserUnknown, VersionPruned
+from statemachine import (
+    CommitInDoubt,
+    Measurement,
+    Processor,
+    ResetError,
+    ResetManager,
+    Store,
+    StoreBusy,
+    StoreFull,
+    StoreUnavailable,
+    UserUnknown,
+    VersionPruned,
+)
 from statemachine.cli import app, batch, operate
 from statemachine.store import keys
 from statemachine.store.records import Loaded
@@ -218,10 +230,49 @@ def test_ctrl_c_ends_a_list_after_the_current_user(path: Path, tmp_path: Path, m
     arguments = ("reset", "--users", str(users), "--resume", str(journal), *BY)
     with monkeypatch.context() as patch:
         patch.setattr(operate, "reset_by_hand", interrupted)
-        told = run(path, *arguments, code=130, told="stopped before user 2 of 3")
+        told = run(path, *arguments, code=130, told="stopping after this user; again to stop at once")
     assert [row["outcome"] for row in told] == ["committed"]
     assert [row["outcome"] for row in run(path, *arguments)] == ["skipped", "committed", "committed"]
     assert [len(states(path, user)) for user in USERS] == [13, 13, 13]
+
+
+@pytest.mark.parametrize("trouble", [StoreFull("no room"), StoreUnavailable("fenced"), StoreBusy("another"),
+                                     CommitInDoubt("cut off")])
+def test_trouble_with_the_store_stops_a_list_which_is_resumed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: ResetError,
+) -> None:
+    """It is no user's failure: the others would fare alike, so that the list ends with 3, and goes on there another time."""
+    users, journal = tmp_path / "users", tmp_path / "journal"
+    users.write_text("\n".join(USERS))
+    arguments = ("reset", "--users", str(users), "--resume", str(journal), *BY)
+    real = operate.reset_by_hand
+
+    def failing(manager: ResetManager, user: str, *more: Any) -> Any:
+        if user == "bob":
+            raise trouble
+        return real(manager, user, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operate, "reset_by_hand", failing)
+        told = run(path, *arguments, code=3, told="stopped at user 2 of 3; run it again with the same --resume FILE")
+    assert [(row["user"], row["outcome"]) for row in told] == [("ana", "committed")]
+    assert [row["outcome"] for row in run(path, *arguments)] == ["skipped", "committed", "committed"]
+    assert [len(states(path, user)) for user in USERS] == [13, 13, 13]
+
+
+def test_one_users_damage_is_that_users_failure(path: Path, tmp_path: Path) -> None:
+    """Nothing of one user can be read: the list goes on; where nothing can be committed at all, it stops."""
+    users = tmp_path / "users"
+    users.write_text("\n".join(USERS))
+    with Store.open(path) as store:
+        for key in (keys.head(b"bob"), *(keys.version(b"bob", version) for version in range(1, 13))):
+            torn = (store.engine.get(key) or b"")[:-1] + b"\0"
+            store.engine.update(lambda put, key=key, torn=torn: put(key, torn))  # type: ignore[misc]
+    told = run(path, "reset", "--users", str(users), *BY, code=1)
+    assert [row["outcome"] for row in told] == ["committed", "failed", "committed"]
+    with Store.open(path) as store:
+        store.engine.update(lambda put: put(keys.CHAIN, b"torn"))
+    assert run(path, "reset", "--users", str(users), *BY, code=3, told="stopped at user 1 of 3") == []
 
 
 def test_a_file_that_is_no_journal_is_left_alone(path: Path, tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ def test_the_report_in_json_is_one_document(tmp_path: Path, store: Path) -> None
                             "unknown_sources", "durability", "interrupted_by_signal", "seconds"]
     assert list(report["measurements"]) == list(report["source_totals"]) == ["read", *STATUSES]
     assert report["measurements"] == {"read": 6, "accepted": 3, "quarantined": 2, "duplicate": 1, "late": 0, "known": 0}
-    assert report["resets"] == {"committed": 2, "rolled_back": 0, "refused": 0, "conflicted": 0, "by_kind": {"initial": 2},
-                                "interrupted": 0}
+    assert report["resets"] == {"committed": 2, "rolled_back": 0, "refused": 0, "shadowed": 0, "conflicted": 0,
+                                "by_kind": {"initial": 2}, "interrupted": 0}
     assert list(report["nis"]) == ["accepted", "with_gated", "adapting"]
     assert {tuple(value) for value in report["nis"].values()} == {("count", "mean", "share_under_3_84")}
     assert sum(report["quarantine_reasons"].values()) == 2

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from statemachine import BreakerPolicy, MutationFailed, ResetManager, StoreLimits, codec
+from statemachine import BreakerPolicy, GlobalBreakerPolicy, MutationFailed, ResetManager, StoreLimits, codec
 from statemachine.marks import SLOTS
 from statemachine.store import keys
 from tests.regression.scene import BY, broken, fill, opened, raw, refused, tear, weighed, working
@@ -30,7 +30,7 @@ def test_healthy_store_is_ready_with_its_figures(tmp_path: Path) -> None:
 def test_open_global_breaker_is_a_reason(tmp_path: Path) -> None:
     fill(tmp_path / "store", "ann", [80.0])
     with opened(tmp_path / "store") as store:
-        manager = ResetManager(store, breaker=BreakerPolicy(users_max=1))
+        manager = ResetManager(store, global_breaker=GlobalBreakerPolicy(users_max=1))
         refused(MutationFailed, manager.perform_reset, "ann", operations=[("fail", broken)], **BY)
         health = manager.health()
         assert (health.ok, health.global_breaker) == (False, "open")

@@ -630,7 +630,7 @@ def test_an_unreadable_user_s_measurement_is_kept_and_others_go_on(tmp_path: Pat
     assert kept[0].reason.startswith("the user's state cannot be read")
     with pytest.raises(StoreCorrupt):
         bench.store.load("u")
-    assert [event for event, _, _ in events(bench.store, "u")] == ["reset.committed"]
+    assert [event for event, _, _ in events(bench.store, "u")] == ["reset.committed", "state.unrecoverable"]
     bench.store.close()
 
 

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from statemachine import InvalidInput, ResetManager, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable, codec
 from statemachine.breaker import Breaker, lease
 from statemachine.cli import app
-from statemachine.store import keys
+from statemachine.store import keys, presence, surroundings
 from statemachine.store.engine import Engine
 from statemachine.store.life import backup, restore_store
 from tests.regression.scene import BY, Faulty, fill, opened, raw, refused, states, tear, weighed, working
-from tests.unit.processes import line, started
+from tests.unit.processes import line, ran, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,6 +140,51 @@ def test_a_backup_killed_at_any_step_leaves_none_or_a_whole_one(path: Path) -> N
     assert there == {True, False}
 
 
+def leftover(parent: Path, name: str) -> Path:
+    """A directory that a process was filling when it died."""
+    ended = int(ran("say(os.getpid())", parent))
+    left = parent / f".{name}.new-{ended}-1234"
+    left.mkdir(mode=0o700)
+    (left / "data.mdb").write_bytes(b"everybody's data")
+    return left
+
+
+def test_what_a_killed_backup_left_is_cleared_by_the_next_one_of_any_name(path: Path) -> None:
+    """But not what a living process is filling, what holds other things, and what has another name."""
+    dead, foreign, named = (leftover(path.parent, name) for name in ("monday", "foreign", "x"))
+    (foreign / "letters.txt").write_text("mine")
+    other = named.rename(path.parent / ".x.new-year")
+    alive = path.parent / f".y.new-{os.getpid()}-1"
+    alive.mkdir()
+    elsewhere = leftover(path.parent, "elsewhere")  # of a process that cannot be seen from here
+    held = presence.building(elsewhere)
+    with opened(path, readonly=True) as store:
+        backup(store, path.with_name("tuesday"))
+        assert [left.exists() for left in (dead, foreign, other, alive, elsewhere)] == [False, True, True, True, True]
+        presence.let_go(held)
+        backup(store, path.with_name("wednesday"))
+    assert not elsewhere.exists()
+
+
+def test_doctor_names_what_a_killed_backup_left_beside_the_store(path: Path) -> None:
+    left = leftover(path.parent, "monday")
+    with opened(path) as store:
+        found = [finding for finding in surroundings.examine(store) if finding.check == "leftovers"]
+    assert [(finding.subject, finding.level) for finding in found] == [(str(left), "warning")]
+
+
+def test_a_mount_point_is_refused_by_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be replaced by a rename: neither a store, nor a backup, nor a restored store is made there."""
+    with opened(path, readonly=True) as store:
+        made = backup(store, path.with_name("b")).path
+        point = path.with_name("mnt")
+        point.mkdir()
+        monkeypatch.setattr("pathlib.Path.is_mount", lambda at: at == point)
+        for call in (lambda: backup(store, point), lambda: restore_store(made, point, **BY), lambda: opened(point)):
+            assert "is a mount point" in str(refused(StoreUnavailable, call))
+    assert names(point) == []
+
+
 @pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, StoreFull), (errno.EIO, StoreUnavailable)])
 def test_a_backup_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: Any) -> None:
     def failing(*_: object) -> None:
@@ -236,7 +281,7 @@ def test_owners_and_leased_probes_of_the_old_store_are_let_go(path: Path) -> Non
         draft_of = [store.engine.get(key) for key in (keys.breaker(b"u"), keys.GLOBAL_BREAKER)]
         breakers = [codec.unpack(Breaker, codec.unseal(key, value or b""))
                     for key, value in zip((keys.breaker(b"u"), keys.GLOBAL_BREAKER), draft_of, strict=True)]
-        assert [(b.mode, b.cooled, b.probe) for b in breakers] == [("open", True, "")] * 2
+        assert [(b.mode, b.probe, b.probe_owner) for b in breakers] == [("half-open", "", 0)] * 2
     with opened(restored.path) as store:  # the next attempt may probe at once
         assert ResetManager(store).perform_reset("u", **BY).outcome == "committed"
 

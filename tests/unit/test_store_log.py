@@ -10,6 +10,7 @@ import pytest
 
 from statemachine import (
     BreakerPolicy,
+    GlobalBreakerPolicy,
     MutationFailed,
     Processor,
     ResetManager,
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 EVERY: Final = log.KEYFRAME_VERSIONS
 AT_HAND: Final = log.IMAGES_AT_HAND
-CALM: Final = BreakerPolicy(failures_max=10**6, users_max=10**6)
+CALM: Final[dict[str, Any]] = {
+    "breaker": BreakerPolicy(failures_max=10**6, failure_rate_max=None),
+    "global_breaker": GlobalBreakerPolicy(users_max=None, failure_rate_max=None),
+}
 
 
 def walked_back(manager: ResetManager) -> Recovered | None:
@@ -52,7 +56,7 @@ class Written:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.manager = ResetManager(store, breaker=CALM)
+        self.manager = ResetManager(store, **CALM)
         self._processor = Processor(self.manager)
         self.states: dict[int, bytes] = {}
         self.resets: list[int] = []
@@ -675,7 +679,7 @@ def test_a_recovered_user_has_its_images_in_order(tmp_path: Path) -> None:
     assert before is not None
     tear(path, keys.head(b"u"))
     with opened(path, durability="process") as store:
-        manager = ResetManager(store, breaker=CALM)
+        manager = ResetManager(store, **CALM)
         assert manager.recover("u") is not None
         after = store.head("u")
         assert after is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,16 @@ import pytest
 
 from statemachine import StoreLimits, StoreUnavailable
 from statemachine.clock import US_PER_DAY
-from statemachine.marks import RUNNING, Mark, Marks
+from statemachine.marks import RUNNING, DeadMarks, Mark, Marks
 from statemachine.store import surroundings
+from statemachine.store.life import backup
 from tests.regression.scene import fill, opened
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from statemachine.store import Store
-    from statemachine.store.checkup import Finding
+    from statemachine.store.careful import Finding
 
 pytestmark = pytest.mark.usefixtures("no_events")
 READER = """
@@ -58,6 +60,70 @@ def test_unsettled_marks_of_a_dead_owner_are_counted_and_left(tmp_path: Path) ->
         assert [(f.subject, f.level) for f in found] == [("owner 77", "warning")]
         assert "1 attempts" in found[0].problem
         assert told(store, "marks") == found
+
+
+def left_by_a_dead_owner(path: Path) -> None:
+    with opened(path) as store:
+        marks = Marks(store.path / "owners" / "77")
+        marks.fill(Mark(RUNNING, "reset.interrupted", "interrupted", str(store.ids.attempt_id()), "ann", "admin", "", 0, 0, 0))
+        marks.abandon()
+
+
+def is_turn_taken(path: Path) -> bool:
+    """Whether somebody has the writer's turn, asked as a writer would."""
+    with (path / "writer.lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def test_look_at_anothers_marks_takes_the_turn_in_a_store_open_for_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without it, an owner that begins at that moment could not lock its file; and the turn is given back."""
+    left_by_a_dead_owner(tmp_path / "store")
+    taken: list[bool] = []
+    take = DeadMarks.take
+
+    def watched(path: Path) -> DeadMarks | None:
+        taken.append(is_turn_taken(tmp_path / "store"))
+        return take(path)
+
+    monkeypatch.setattr(DeadMarks, "take", watched)
+    with opened(tmp_path / "store", readonly=True) as store:
+        assert [(f.subject, f.level) for f in told(store, "marks")] == [("owner 77", "warning")]
+        assert taken == [True]
+        assert not is_turn_taken(store.path)
+        with pytest.raises(StoreUnavailable), store.engine.turn():
+            pass
+    assert (tmp_path / "store" / "owners" / "77").exists()
+
+
+def test_marks_that_cannot_be_looked_at_for_a_writer_are_an_error(tmp_path: Path) -> None:
+    """A stopped writer keeps its turn; doctor waits its time and says so."""
+    left_by_a_dead_owner(tmp_path / "store")
+    with (
+        (tmp_path / "store" / "writer.lock").open("rb") as lock,
+        opened(tmp_path / "store", readonly=True, limits=StoreLimits(writer_wait_s_max=0.01)) as store,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        [found] = told(store, "marks")
+        assert (found.level, "holds the writer's turn" in found.problem) == ("error", True)
+
+
+def test_backup_has_no_marks_and_is_sound(tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as store:
+        backup(store, tmp_path / "backup")
+    with opened(tmp_path / "backup", readonly=True) as store:
+        assert [finding for finding in surroundings.examine(store) if finding.check != "disk"] == []
+
+
+def test_owner_that_died_with_nothing_unsettled_is_no_finding(tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as store:
+        Marks(store.path / "owners" / "77").abandon()
+        assert told(store, "marks") == []
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -17,6 +17,7 @@ from statemachine import (
     BreakerPolicy,
     ConflictError,
     EstimatorState,
+    GlobalBreakerPolicy,
     InvalidInput,
     InvalidTransition,
     Limits,
@@ -40,7 +41,8 @@ from statemachine.store.draft import Draft
 from statemachine.testing import CountingIds, ManualClock
 from tests.regression.scene import BY, START, weighed
 
-BREAKER = BreakerPolicy(failures_max=3, users_max=3, cooldown_s=3_600.0, jitter=0.0)
+BREAKER = BreakerPolicy(failures_max=3, cooldown_s=3_600.0, jitter=0.0)
+GLOBAL = GlobalBreakerPolicy(users_max=3, cooldown_s=3_600.0, jitter=0.0)
 COOLED_S = 3_601.0
 RESTRICTED = Limits(weight_kg_max=80.5)
 
@@ -90,7 +92,7 @@ def content(store: Store) -> dict[bytes, bytes]:
 def filled(path: Path, **settings: Any) -> Bench:
     clock = ManualClock(START + timedelta(days=10))
     store = Store.open(path, clock=clock, ids=CountingIds(), durability="process", **settings)
-    manager = ResetManager(store, breaker=BREAKER)
+    manager = ResetManager(store, breaker=BREAKER, global_breaker=GLOBAL)
     processor = Processor(manager)
     for user in ("u", "v", "w"):
         for day in range(3):
@@ -395,7 +397,7 @@ def test_refusals_survive_close_and_reopen(tmp_path: Path) -> None:
         assert row is not None
         assert row.public.outcome == "refused"
         with pytest.raises(BreakerOpen):
-            ResetManager(store, breaker=BREAKER).perform_reset("u", **BY)
+            ResetManager(store, breaker=BREAKER, global_breaker=GLOBAL).perform_reset("u", **BY)
 
 
 def test_after_the_cooldown_one_of_two_threads_probes(bench: Bench) -> None:
@@ -576,7 +578,7 @@ def test_a_probe_that_meets_a_full_disk_gives_its_slot_back(full: tuple[Bench, F
         tx.roll_back(RuntimeError("no"))
     disk.full = False
     assert bench.manager.perform_reset("v", **BY).outcome == "committed"
-    assert bench.breaker().mode == "open"
+    assert (bench.breaker().mode, bench.breaker().probe) == ("half-open", "")
     assert bench.manager.perform_reset("u", **BY).outcome == "committed"
 
 
