@@ -1,6 +1,6 @@
 /* reset.pml -- the resets of one user: attempts of several processes, their marks, the breaker, crashes, and recovery.
  *
- * Bounds: NR processes, NA attempts each; environment budgets CRASHES, CUTS (of power), FENCES, FORCES (an operator's
+ * Bounds: NR processes, NA attempts each (the last one NB); environment budgets CRASHES, CUTS (of power), FENCES, FORCES (an operator's
  * word on the breaker), FAULTS (commits that fail or stay in doubt), INVALID (candidates), MEAS (measurements accepted meanwhile); THRESH
  * failures open the breaker, SMAX deaths make an input suspect.
  *
@@ -11,6 +11,9 @@
 #endif
 #ifndef NA
 #define NA 2
+#endif
+#ifndef NB
+#define NB NA                  /* attempts of the last process */
 #endif
 #ifndef CRASHES
 #define CRASHES 1
@@ -482,7 +485,7 @@ inline LEFT_BY(q) {            /* n: how many marks a dead process of q left */
 proctype Process(byte r) {
 end:
   do
-  :: d_step { phase[r] == IDLE && used[r] < NA && MAY("begin", ME) -> PRE; BEGIN(r); POST("begin", ME) }
+  :: d_step { phase[r] == IDLE && used[r] < (r == NR - 1 -> NB : NA) && MAY("begin", ME) -> PRE; BEGIN(r); POST("begin", ME) }
   :: d_step { phase[r] == ASKING && !SETTLES(r, 0) && !SETTLES(r, NR - 1) && MAY("ask", ME) -> PRE; ASK(r); POST("ask", ME) }
   :: d_step { phase[r] == LEASING && MAY("lease", ME) -> PRE; LEASE(r); POST("lease", ME) }
   :: d_step { FREE_TO_RUN(r) && wP[r] == base[r] && MAY("mutate", ME) -> PRE; MUTATE(r); POST("mutate", ME) }
