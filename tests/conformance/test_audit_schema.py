@@ -25,6 +25,7 @@ from statemachine import (
     MutationFailed,
     Processor,
     ResetManager,
+    ResetValidationError,
     Rollout,
     StoreCorrupt,
     StoreLimits,
@@ -124,6 +125,8 @@ def damaged_users(path: Path) -> None:
     tear(path, keys.head(b"bob"), *(keys.version(b"bob", number) for number in (1, 2, 3)))
     with working(path, estimator=BodyWeight(limits=Limits(weight_kg_max=80.05))) as (_, manager, _processor):
         manager.sweep(Sweep(users=("cid",)))
+        with pytest.raises(ResetValidationError):
+            manager.restore("cid", to_version=2, **BY)
         manager.sweep(Sweep(), stop=lambda: True)
     with working(path) as (_, manager, _processor):
         manager.recover("ann", **BY)
