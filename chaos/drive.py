@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +25,7 @@ from statemachine import (
     BreakerOpen,
     BreakerPolicy,
     CommitInDoubt,
-    ConflictError,
+    GlobalBreakerPolicy,
     InvalidTransition,
     Measurement,
     MutationFailed,
@@ -34,29 +36,36 @@ from statemachine import (
     ResetValidationError,
     Store,
     StoreFull,
+    StoreLimits,
 )
 from statemachine import marks as marks_module
-from statemachine.breaker import admit
+from statemachine import store as store_module
+from statemachine.audit import Emitter
+from statemachine.breaker import Now, admit
 from statemachine.clock import from_us
 from statemachine.machine import NEXT, TABLE, Phase
 from statemachine.marks import ENDED, RUNNING, WAITING, DeadMarks, Marks
 from statemachine.store import engine as door
 from statemachine.store import fencing, keys, log
 from statemachine.store.committer import Committer
+from statemachine.store.draft import Draft
 from statemachine.store.records import Image
 from statemachine.testing import CountingIds, ManualClock
 from statemachine.transaction import Attempt
 
 USER: Final = "u1"
 BY: Final = {"actor": "model@example.org", "reason": "driven"}
-COOLDOWN_S: Final = 1_000_000.0
+COOLDOWN_S: Final = 100_000.0
 SLOTS_OF_DRIVER: Final = 16
+IDS_OF_FIRST_RECORDS: Final = 10
 BY_MEASUREMENT: Final = 255
 MODES: Final = ("closed", "open", "half-open", "forced-open", "forced-closed")
 OUTCOMES: Final = ("", "committed", "rolled_back", "conflicted", "refused", "interrupted")
 PHASES: Final = ("idle", "idle", "idle", "snapshotted", "mutating", "validated", "validated", "committed", "rolledback",
                  "breaker-open", "validated", "", "")
 """What each phase of the model is in `machine.py`; a dead process and one that opens have none."""
+_NEVER: Final = GlobalBreakerPolicy(users_max=None, failure_rate_max=None)
+_LIMITS: Final = StoreLimits(map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0)
 TRIGGERS: Final = tuple(trigger for trigger, _, _ in TABLE)
 
 
@@ -79,7 +88,11 @@ class _Died(BaseException):
 
 
 class _Process:
-    """One process of the model: a store, and a greenlet in which it works on one attempt after the other."""
+    """One process of the model: a store, and a greenlet in which it works on one attempt after the other.
+
+    `at` says where that greenlet stopped: "opening", "asking", "settling", "leasing", "user", "mutating", "offered", or how
+    its attempt ended: "over", "refused", "doubt"; "" between attempts.
+    """
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -90,6 +103,10 @@ class _Process:
         self.at = ""
         self.worker: greenlet | None = None
         self.acked = 0
+        self.dying = False
+        self.settled = False
+        self.error = ""
+        self._ending = False
 
     # Whatever follows runs in the process's own greenlet, up to the next `pause`.
 
@@ -102,10 +119,11 @@ class _Process:
         """One attempt, from its begin to its end, told what to do at each pause."""
         store = self.store
         if store is None:
-            raise Difference("an attempt in a process without a store")
-        manager = self.world.manager(store)
+            message = "an attempt in a process without a store"
+            raise Difference(message)
+        self._ending = False
         number = self.world.next_attempt(self.number)
-        tx = self.tx = ResetTransaction(manager.context, Attempt(USER, "admin", "driven", "model@example.org", "by the model", "input"))
+        tx = self.tx = ResetTransaction(self.world.manager(store).context, Attempt(USER, "admin", *BY.values(), "driven", "input"))
         self.world.attempts[tx.attempt_id] = number
         try:
             tx.begin()
@@ -119,80 +137,115 @@ class _Process:
             self._works(tx)
         except CommitInDoubt:
             self.at = "doubt"
-        except (ConflictError, BreakerOpen, StoreFull):
-            self.at = "over"
+            return
         except (MutationFailed, KeyboardInterrupt, _Failure) as error:
+            self._ending = True
             tx.roll_back(error)
-            self.at = "over"
         except ResetError as error:
-            self.at = "over"
-            if tx.phase is Phase.VALIDATED:  # the commit was refused to a fenced owner
-                raise Difference(f"left in {tx.phase}") from error
-        else:
-            self.at = "over"
+            self.error = str(error)  # the commit was refused, or failed: the attempt has ended by itself
+        self.at = "over"
 
     def _works(self, tx: ResetTransaction) -> None:
         while True:
-            self.at = "user"
-            command = self.pause()
+            command = self.pause("user")
             if command == "offer":
                 result = tx.commit()
-                if result.outcome == "committed":
-                    self.acked = self.world.model_version(result.version or 0)
+                self.acked = self.world.model_version(result.version or 0)
                 return
-            if command == "fail":
-                raise _Failure
-            if command == "leave":
-                raise KeyboardInterrupt
-            try:
+            self._may_end(command)
+            with contextlib.suppress(ResetValidationError):
                 tx.apply(command, self._mutation(tx, bad=command == "mutate badly"))
-            except ResetValidationError:
-                continue
 
     def _mutation(self, tx: ResetTransaction, *, bad: bool) -> Callable[[Any], Any]:
         def mutation(state: Any) -> Any:
-            self.at = "mutating"
-            command = self.pause()
-            if command == "fail":
-                raise _Failure
-            if command == "leave":
-                raise KeyboardInterrupt
-            return self.world.mutated(state, tx.before, self.number, bad=bad)
+            self._may_end(self.pause("mutating"))
+            return self.world.mutated(state, tx.before, bad=bad)
 
         return mutation
 
-    def pause(self) -> str:
+    @staticmethod
+    def _may_end(command: str) -> None:
+        if command == "fail":
+            raise _Failure
+        if command == "leave":
+            raise KeyboardInterrupt
+
+    def pause(self, at: str) -> str:
         """Stop here until the driver says what comes next."""
+        self.at = at
         told: str = self.world.hub.switch()
         if told == "die":
             raise _Died
         return told
+
+    def commits(self, real: Callable[[Draft], Any], draft: Draft) -> Any:
+        """Before a write transaction of an attempt: wait for the word, and do as it says."""
+        if self.dying:
+            raise _Died
+        if self._ending:
+            return real(draft)
+        if self.at == "settling":
+            if draft.entries:
+                self.pause("settling")
+                self.settled = True
+            return real(draft)
+        word = self.pause("offered" if draft.events else "leasing")
+        if word == "commit fails":
+            message = "planted by the driver"
+            raise StoreFull(message)
+        done = real(draft) if word != "doubt, not durable" else None
+        if word.startswith("doubt"):
+            message = "planted by the driver"
+            raise CommitInDoubt(message)
+        return done
+
+    def settles(self, real: Callable[[], int]) -> int:
+        """Around the settling of the dead: stop before it where the store is opening, and after it where it wrote anything."""
+        before = self.at
+        if self.store is None:
+            before = "opening"
+            self.pause(before)
+        self.settled = False
+        self.at = "settling"
+        done = real()
+        self.at = before
+        if self.settled:
+            self.pause(before)
+        return done
 
     # Whatever follows is called by the driver.
 
     def start(self, work: Callable[[], None]) -> None:
         """Run a piece of work up to its first pause."""
         self.worker = greenlet(work)
-        self.worker.process = self  # type: ignore[attr-defined]
-        self.go_on("")
+        _AT_WORK[self.worker] = self
+        self.worker.switch()
 
-    def go_on(self, command: str) -> None:
+    def go_on(self, word: str) -> None:
         """Let the work go on to its next pause, or its end."""
-        worker = self.worker
-        if worker is None or worker.dead:
-            raise Difference(f"process {self.number} has nothing to go on with for {command!r}")
-        worker.switch(command) if worker else worker.switch()
+        if self.worker is None or self.worker.dead:
+            message = f"process {self.number} has nothing to go on with for {word!r}; it is at {self.at!r}"
+            raise Difference(message)
+        self.worker.switch(word)
+
+    @property
+    def phase(self) -> str:
+        """The phase of its attempt, "idle" where it has none."""
+        return "idle" if self.tx is None else self.tx.phase.value
 
     def dies(self) -> None:
         """The process ends at once: its file of marks is left as it is, unlocked; nothing more is written."""
+        self.dying = True
+        if self.worker is not None and not self.worker.dead:
+            with contextlib.suppress(_Died, ResetError):
+                self.worker.switch("die")
         if self.owner is not None:
             self.owner[1].abandon()
-        worker, self.worker = self.worker, None
-        if worker is not None and not worker.dead:
-            with contextlib.suppress(_Died, ValueError, ResetError):
-                worker.switch("die")
-        self.store = self.owner = self.tx = None
-        self.at = "down"
+        self.store = self.owner = self.tx = self.worker = None
+        self.at, self.dying = "down", False
+
+
+_AT_WORK: weakref.WeakKeyDictionary[greenlet, _Process] = weakref.WeakKeyDictionary()
 
 
 class _Failure(Exception):
@@ -215,12 +268,13 @@ class _Tenant:
 class World:
     """The store, its processes, an operator and the clock; `fresh` makes it what it was at first."""
 
-    def __init__(self, path: Path, graph: Graph) -> None:
+    def __init__(self, path: Path, graph: Graph, thresholds: tuple[int, int]) -> None:
         self.clock = ManualClock()
         self.estimator = BodyWeight()
         self.processes_count = len(graph.of(0, "phase"))
         self.attempts_each = len(graph.of(0, "out")) // self.processes_count
-        self.failures_max, self.suspects_max = 1, 1
+        self.policy = BreakerPolicy(failures_max=thresholds[0], failure_rate_max=None, suspects_max=thresholds[1],
+                                    cooldown_s=COOLDOWN_S, cooldown_factor=1.0, jitter=0.0)
         self.path = path
         self.hub = getcurrent()
         made = Store.open(path, durability="process", clock=self.clock, ids=CountingIds(), estimator=self.estimator)
@@ -260,6 +314,8 @@ class World:
         self._count = 0
         self.fault = ""
         self.ids = CountingIds()
+        for _ in range(IDS_OF_FIRST_RECORDS):
+            self.ids.attempt_id()
         self.operator = self.opened()
         self._rows: dict[str, int] = {}
         self._seq = self.operator.audit_tail()[0]
@@ -268,6 +324,7 @@ class World:
         self.processes = [_Process(self, number) for number in range(self.processes_count)]
         for process in self.processes:
             process.start(process.opens)
+            process.go_on("")
             process.at = ""
 
     def opened(self) -> Store:
@@ -278,9 +335,7 @@ class World:
 
     def manager(self, store: Store) -> ResetManager:
         """A manager with the model's figures."""
-        policy = BreakerPolicy(failures_max=self.failures_max, suspects_max=self.suspects_max, cooldown_s=COOLDOWN_S,
-                               cooldown_factor=1.0, jitter=0.0)
-        return ResetManager(store, breaker=policy)
+        return ResetManager(store, breaker=self.policy, global_breaker=_NEVER)
 
     def next_attempt(self, process: int) -> int:
         """The model's number of the attempt that a process now begins."""
@@ -291,7 +346,7 @@ class World:
         """The model counts from the version that stood at first."""
         return version - self.first_version
 
-    def mutated(self, state: Any, before: Any, _process: int, *, bad: bool) -> Any:
+    def mutated(self, state: Any, before: Any, *, bad: bool) -> Any:
         """The next component made anew: the level first, the covariance after it; a bad one breaks a rule."""
         self._count += 1
         version = self.model_version(self._head().version) + 1
@@ -320,15 +375,33 @@ class World:
 
     def measure(self) -> None:
         """Another process accepts an ordinary measurement."""
+        self.clock.advance(1.0)
         level = self.estimator.decode(self._head().state).kalman.x0
         outcome = Processor(self.manager(self.operator)).process(self._measurement(level + 1e-4))
         if outcome.status != "accepted":
             raise Difference(f"an ordinary measurement was {outcome.status}: {outcome.reason}")
         self.note(self.model_version(outcome.version))
 
-    def cool(self) -> None:
-        """The cooldown passes."""
-        self.clock.advance(COOLDOWN_S + 1.0)
+    def environment(self, action: str) -> None:
+        """What happens around the processes: time, a measurement, an operator."""
+        operator = self.manager(self.operator)
+        if action == "cool":
+            self.clock.advance(COOLDOWN_S + 1.0)
+        elif action == "measure":
+            self.measure()
+        elif action == "force open":
+            operator.force_breaker(USER, "forced-open", **BY)
+        elif action == "force closed":
+            operator.force_breaker(USER, "forced-closed", **BY)
+        elif action == "release":
+            operator.release_breaker(USER, **BY)
+        else:
+            message = f"the driver knows no action {action!r}"
+            raise Difference(message)
+
+    def transactions(self) -> int:
+        """How many transactions LMDB has committed."""
+        return int(self._engine.info()["last_txnid"])
 
     def fence(self, process: _Process) -> None:
         """An operator fences a process that lives."""
@@ -354,8 +427,9 @@ class World:
             if number is not None:
                 rows[number] += 1
                 out[number] = OUTCOMES.index(row.public.outcome)
-        record = self.manager(self.operator).breaker(USER)
-        admission = admit(record, self.manager(self.operator).context.breaker, self.now(), USER)
+        record = self.operator.draft().stored_breaker(USER.encode())
+        now_us = self.clock.now_us()
+        admission = admit(record, self.policy, Now(now_us, now_us), USER)
         died = 0
         for _, base, count in record.suspects:
             died += count << (2 * self.model_version(base))
@@ -370,10 +444,6 @@ class World:
             "b.cooled": (int(record.mode == "open" and admission.verdict == "probe"),),
             "died": (died,), "mark": mark, "mbase": mbase, "orphan": orphan,
         }
-
-    def now(self) -> Any:
-        """The instant by which a live caller is judged."""
-        return ResetTransaction(self.manager(self.operator).context, Attempt(USER, "admin")).now
 
     def _marks(self, total: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         mark, mbase, orphan = [0] * total, [0] * total, [0] * total
@@ -396,3 +466,178 @@ class _Reader:
 
     def __init__(self, engine: door.Engine) -> None:
         self.engine = engine
+
+
+@contextlib.contextmanager
+def hooked() -> Iterator[None]:
+    """While the library is driven: a process stops once its mark is filled, and before what it writes; the dead write nothing."""
+    real = {(owner, name): getattr(owner, name) for owner, name in (
+        (Committer, "commit"), (Marks, "fill"), (Marks, "write"), (Marks, "state"), (Marks, "release"), (Store, "_register"),
+        (store_module, "settle_dead"), (marks_module, "SLOTS"), (Emitter, "emit"))}
+
+    def commit(self: Committer, draft: Draft) -> Any:
+        process = _AT_WORK.get(getcurrent())
+        write = partial(real[Committer, "commit"], self)
+        return write(draft) if process is None else process.commits(write, draft)
+
+    def fill(self: Marks, mark: Any) -> int:
+        slot: int = real[Marks, "fill"](self, mark)
+        process = _AT_WORK.get(getcurrent())
+        if process is not None:
+            process.pause("asking")
+        return slot
+
+    def unless_dying(name: str) -> Callable[..., None]:
+        def change(self: Marks, *arguments: Any) -> None:
+            process = _AT_WORK.get(getcurrent())
+            if process is None or not process.dying:
+                real[Marks, name](self, *arguments)
+
+        return change
+
+    def register(self: Store) -> tuple[int, Marks]:
+        owner: tuple[int, Marks] = real[Store, "_register"](self)
+        process = _AT_WORK.get(getcurrent())
+        if process is not None:
+            process.owner = owner
+        return owner
+
+    def settle(*arguments: Any) -> int:
+        process = _AT_WORK.get(getcurrent())
+        write = partial(real[store_module, "settle_dead"], *arguments)
+        return write() if process is None else process.settles(write)
+
+    planted: dict[tuple[Any, str], Any] = {
+        (Committer, "commit"): commit, (Marks, "fill"): fill, (Store, "_register"): register, (store_module, "settle_dead"): settle,
+        (marks_module, "SLOTS"): SLOTS_OF_DRIVER, (Emitter, "emit"): lambda *_: None, **{(Marks, name): unless_dying(name) for name in ("write", "state", "release")},
+    }
+    try:
+        for (owner, name), value in planted.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name), value in real.items():
+            setattr(owner, name, value)
+
+
+_GO_ON: Final = {"ask", "lease", "mutate", "mutate badly", "offer", "commit", "commit fails", "doubt, durable", "doubt, not durable"}
+
+
+def step(world: World, action: str, who: int) -> None:
+    """Do in the library what the model calls `action`."""
+    process = world.processes[who]
+    if action == "begin":
+        process.start(process.attempts)
+    elif action in _GO_ON:
+        process.go_on(action)
+    elif action == "validate":
+        process.go_on(action)
+    elif action in ("fail", "leave"):
+        process.go_on(action)
+    elif action in ("finish", "give up"):
+        process.at, process.tx = "", None
+    elif action == "flush" and process.store is not None:
+        process.store.commit(process.store.draft())
+    elif action == "close" and process.store is not None:
+        process.store.close()
+        process.dies()
+    elif action == "crash":
+        process.dies()
+    elif action == "reopen":
+        process.start(process.opens)
+    elif action.startswith("settle"):
+        if process.at != "settling":
+            process.go_on("")
+        process.go_on(action)
+    elif action == "opened":
+        if process.at == "opening":
+            process.go_on("")
+        process.at = ""
+    elif action == "fence":
+        world.fence(process)
+    else:
+        world.environment(action)
+
+
+def differences(graph: Graph, state: int, world: World) -> str:
+    """Where what is stored, marked and under way is not the model's state; "" where it is."""
+    real = world.seen()
+    for name, values in real.items():
+        wanted = graph.of(state, name)
+        if name == "author":  # the model keeps room for versions that are not there yet
+            values = (*values, *(0,) * (len(wanted) - len(values)))
+        if values != wanted:
+            return f"{name} is {values}, and {wanted} in the model"
+    phases = tuple(PHASES[number] for number in graph.of(state, "phase"))
+    for process, wanted_phase in zip(world.processes, phases, strict=True):
+        if wanted_phase and process.phase != wanted_phase:
+            return f"process {process.number} is {process.phase}, and {wanted_phase} in the model"
+    return ""
+
+
+def refuse_all(world: World) -> int:
+    """Try each trigger that the machine refuses where each attempt is; how many were tried.  Raises Difference where one acts."""
+    tried = 0
+    for process in world.processes:
+        tx = process.tx
+        if tx is None:
+            continue
+        for trigger in TRIGGERS:
+            phase = tx.phase
+            if (phase, trigger) in NEXT:
+                continue
+            before, txn = (tx.phase, tx.state, tx.result), world.transactions()
+            attempt = {"snapshot": tx.begin, "commit": tx.commit, "roll_back": tx.roll_back,
+                       "mutate": lambda: tx.apply("refused", lambda state: state)}.get(trigger)
+            for act in filter(None, (attempt, lambda: tx._guard.fire(trigger))):  # noqa: B023, SLF001 - the guard alone too
+                tried += 1
+                try:
+                    act()
+                except InvalidTransition:
+                    continue
+                message = f"{trigger} was not refused in {phase}"
+                raise Difference(message)
+            if (tx.phase, tx.state, tx.result) != before or world.transactions() != txn:
+                message = f"{trigger} was refused in {phase}, and changed something all the same"
+                raise Difference(message)
+    return tried
+
+
+def drive(graph: Graph, *, thresholds: tuple[int, int] = (1, 1), steps_max: int | None = None) -> Driven:
+    """Take every edge of the graph in the real library.  Raises Difference, with the way there, at the first that differs."""
+    taken: set[tuple[int, Edge]] = set()
+    looked: set[int] = set()
+    steps = count = refusals = 0
+    with tempfile.TemporaryDirectory(prefix="resetguard-drive-", dir=_memory()) as name, hooked():
+        world = World(Path(name) / "store", graph, thresholds)
+        try:
+            for path in paths(graph):
+                count += 1
+                world.fresh()
+                for at, (state, edge) in enumerate(path):
+                    steps += 1
+                    try:
+                        step(world, edge.action, edge.who)
+                        new = (state, edge) not in taken
+                        wrong = differences(graph, edge.to, world) if new else ""
+                        if new and edge.to not in looked:
+                            looked.add(edge.to)
+                            refusals += refuse_all(world)
+                    except Difference as error:
+                        wrong = str(error)
+                    taken.add((state, edge))
+                    if wrong:
+                        way = ", ".join(f"{taken_edge.action} {taken_edge.who}" for _, taken_edge in path[: at + 1])
+                        errors = "; ".join(process.error for process in world.processes if process.error)
+                        message = f"{wrong}; after: {way}; said: {errors}"
+                        raise Difference(message)
+                if steps_max is not None and steps >= steps_max:
+                    break
+        finally:
+            world.close()
+    return Driven(len(taken), len(looked), steps, count, refusals)
+
+
+def _memory() -> str | None:
+    """A directory in memory, where the system has one."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a directory of its own is made in it
