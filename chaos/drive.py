@@ -104,7 +104,7 @@ class _Process:
         self.worker: greenlet | None = None
         self.acked = 0
         self.dying = False
-        self.settled = False
+        self.found = self.settled = False
         self.error = ""
         self._ending = False
 
@@ -112,6 +112,7 @@ class _Process:
 
     def opens(self) -> None:
         """Open the store: register as an owner, then settle what the dead left."""
+        self._ending = False
         self.store = self.world.opened()
         self.at = "opened"
 
@@ -185,9 +186,8 @@ class _Process:
         if self._ending:
             return real(draft)
         if self.at == "settling":
-            if draft.entries:
+            if self.found:
                 self.pause("settling")
-                self.settled = True
             return real(draft)
         word = self.pause("offered" if draft.events else "leasing")
         if word == "commit fails":
@@ -205,13 +205,17 @@ class _Process:
         if self.store is None:
             before = "opening"
             self.pause(before)
-        self.settled = False
-        self.at = "settling"
+        self.at, self.settled = "settling", False
         done = real()
         self.at = before
         if self.settled:
             self.pause(before)
         return done
+
+    def finds(self, marks: list[Any]) -> None:
+        """What a dead owner's file holds: where that is nothing, the model has no step for it."""
+        self.found = bool(marks)
+        self.settled = self.settled or self.found
 
     # Whatever follows is called by the driver.
 
@@ -308,6 +312,7 @@ class World:
                     there = cursor.delete()
             for key, value in self._records:
                 txn.put(key, value)
+        self.clock = ManualClock(self._fresh_us)  # else the cooldowns of many paths add up to a gap
         self.attempts: dict[str, int] = {}
         self.begun = [0] * self.processes_count
         self.made: dict[tuple[str, float], int] = {}
@@ -420,7 +425,11 @@ class World:
         for version in range(1, len(author)):
             with self._engine.reading() as txn:
                 entry = log.entry(txn.get, USER.encode(), version + self.first_version)
-            author[version] = self.attempts[entry.author] + 1 if isinstance(entry, Image) and entry.author else BY_MEASUREMENT
+            by = entry.author if isinstance(entry, Image) else ""
+            if by and by not in self.attempts:
+                message = f"version {version} is of {by}, which is no attempt of the model's"
+                raise Difference(message)
+            author[version] = self.attempts[by] + 1 if by else BY_MEASUREMENT
         rows, out = [0] * total, [0] * total
         for row in self.operator.audit(since_seq=self._seq + 1):
             number = self.attempts.get(row.public.attempt_id)
@@ -472,7 +481,7 @@ class _Reader:
 def hooked() -> Iterator[None]:
     """While the library is driven: a process stops once its mark is filled, and before what it writes; the dead write nothing."""
     real = {(owner, name): getattr(owner, name) for owner, name in (
-        (Committer, "commit"), (Marks, "fill"), (Marks, "write"), (Marks, "state"), (Marks, "release"), (Store, "_register"),
+        (Committer, "commit"), (DeadMarks, "marks"), (Marks, "fill"), (Marks, "write"), (Marks, "state"), (Marks, "release"), (Store, "_register"),
         (store_module, "settle_dead"), (marks_module, "SLOTS"), (Emitter, "emit"))}
 
     def commit(self: Committer, draft: Draft) -> Any:
@@ -502,13 +511,20 @@ def hooked() -> Iterator[None]:
             process.owner = owner
         return owner
 
+    def marks(self: DeadMarks) -> list[Any]:
+        found: list[Any] = real[DeadMarks, "marks"](self)
+        process = _AT_WORK.get(getcurrent())
+        if process is not None:
+            process.finds(found)
+        return found
+
     def settle(*arguments: Any) -> int:
         process = _AT_WORK.get(getcurrent())
         write = partial(real[store_module, "settle_dead"], *arguments)
         return write() if process is None else process.settles(write)
 
     planted: dict[tuple[Any, str], Any] = {
-        (Committer, "commit"): commit, (Marks, "fill"): fill, (Store, "_register"): register, (store_module, "settle_dead"): settle,
+        (Committer, "commit"): commit, (DeadMarks, "marks"): marks, (Marks, "fill"): fill, (Store, "_register"): register, (store_module, "settle_dead"): settle,
         (marks_module, "SLOTS"): SLOTS_OF_DRIVER, (Emitter, "emit"): lambda *_: None, **{(Marks, name): unless_dying(name) for name in ("write", "state", "release")},
     }
     try:
@@ -548,7 +564,8 @@ def step(world: World, action: str, who: int) -> None:
     elif action.startswith("settle"):
         if process.at != "settling":
             process.go_on("")
-        process.go_on(action)
+        if process.at == "settling":
+            process.go_on(action)
     elif action == "opened":
         if process.at == "opening":
             process.go_on("")
