@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Final, NamedTuple
 
-from chaos.drive import PHASES, Driven, drive
-from chaos.graph import Graph, explored
+from chaos.drive import Driven, drive, moves
+from chaos.graph import explored
 from chaos.obligations import Verdict, witnesses
 from chaos.world import Difference
 from statemachine import audit
@@ -33,48 +33,20 @@ class Drive(NamedTuple):
 _CALM: Final = ("CUTS=0", "THRESH=1", "CRASHES=0", "FENCES=0", "FORCES=0", "FAULTS=0", "MEAS=0", "INVALID=0")
 
 
-def _bounds(**changed: int) -> tuple[str, ...]:
+def bounds(**changed: int) -> tuple[str, ...]:
+    """Settings of reset.pml in which nothing goes wrong, but for what is changed."""
     named = dict(setting.split("=") for setting in _CALM) | {name: str(value) for name, value in changed.items()}
     return tuple(f"{name}={value}" for name, value in named.items())
 
 
 DRIVES: Final = (
-    Drive("an operator's word", _bounds(NA=1, FORCES=1)),
-    Drive("commits that fail, and measurements", _bounds(NA=1, FAULTS=1, MEAS=1)),
-    Drive("a fence", _bounds(NA=1, FENCES=1)),
-    Drive("three attempts and a probe", _bounds(NA=2, NB=1)),
-    Drive("a death, a fence and a failing commit", _bounds(NR=1, NA=2, CRASHES=1, FENCES=1, FAULTS=1, INVALID=1)),
-    Drive("a death beside another", _bounds(NA=1, CRASHES=1)),
+    Drive("an operator's word", bounds(NA=1, FORCES=1)),
+    Drive("commits that fail, and measurements", bounds(NA=1, FAULTS=1, MEAS=1)),
+    Drive("a fence", bounds(NA=1, FENCES=1)),
+    Drive("three attempts and a probe", bounds(NA=2, NB=1)),
+    Drive("a death, a fence and a failing commit", bounds(NR=1, NA=2, CRASHES=1, FENCES=1, FAULTS=1, INVALID=1)),
+    Drive("a death beside another", bounds(NA=1, CRASHES=1)),
 )
-
-# What moves the machine: the model's steps that are one trigger, by the phase they lead to.
-_TRIGGERS: Final = {
-    ("ask", "snapshotted"): "snapshot", ("lease", "snapshotted"): "snapshot", ("ask", "breaker-open"): "refuse",
-    ("lease", "breaker-open"): "refuse", ("mutate", "mutating"): "mutate", ("mutate badly", "mutating"): "mutate",
-    ("validate", "validated"): "validate", ("commit", "committed"): "commit", ("commit", "rolledback"): "roll_back",
-    ("commit fails", "rolledback"): "roll_back", ("fail", "rolledback"): "roll_back", ("leave", "rolledback"): "roll_back",
-    ("finish", "idle"): "finish",
-}
-_ASIDE: Final = frozenset({
-    "begin", "offer", "doubt, durable", "doubt, not durable", "give up", "flush", "close", "crash", "reopen", "settle 0",
-    "settle 1", "opened", "fence", "cool", "measure", "force open", "force closed", "release",
-})
-"""Steps that fire no trigger: within a phase, the end and the beginning of processes, and what happens around them."""
-
-
-def moves(graph: Graph) -> Iterator[tuple[str, str, str]]:
-    """Every (phase, trigger, phase) that SPIN explored; a step that nobody knows is a trigger of its own name."""
-    for state, leaving in enumerate(graph.edges):
-        before = graph.of(state, "phase")
-        for edge in leaving:
-            after = graph.of(edge.to, "phase")
-            if edge.action in _ASIDE:
-                continue
-            source, target = PHASES[before[edge.who]], PHASES[after[edge.who]]
-            trigger = _TRIGGERS.get((edge.action, target))
-            if trigger is not None or source != target:
-                yield source, trigger or edge.action, target
-
 
 def table_differs(explored_moves: set[tuple[str, str, str]]) -> str:
     """How the phases that SPIN explored differ from `machine.py`; "" where both are the same."""
