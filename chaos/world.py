@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
@@ -240,6 +240,52 @@ class _Failure(Exception):
     """What user code raises when the model says that it fails."""
 
 
+class Told(NamedTuple):
+    """How the store's words are the model's.
+
+    `attempts` has the number of each attempt by its id; `made` tells of which version a component is by its value: ("x" or
+    "P", value, version).
+    """
+
+    first_version: int
+    attempts_max: int
+    attempts: dict[str, int]
+    made: tuple[tuple[str, float, int], ...]
+
+
+def durable(store: Store, told: Told, since_seq: int = 0) -> dict[str, tuple[int, ...]]:
+    """What the store holds, in the model's variables.  Raises Difference for a version of nobody's."""
+    head = store.head(USER)
+    if head is None:
+        message = f"nothing is stored for {USER}"
+        raise Difference(message)
+    kalman = store.estimator.decode(head.state).kalman
+    made = {(part, value): version for part, value, version in told.made}
+    author = [0]
+    for version in range(told.first_version + 1, head.version + 1):
+        with store.engine.reading() as txn:
+            entry = log.entry(txn.get, USER.encode(), version)
+        by = entry.author if isinstance(entry, Image) else ""
+        if by and by not in told.attempts:
+            message = f"version {version} is of {by}, which is no attempt of the model's"
+            raise Difference(message)
+        author.append(told.attempts[by] + 1 if by else BY_MEASUREMENT)
+    rows, out = [0] * told.attempts_max, [0] * told.attempts_max
+    for row in store.audit(since_seq=since_seq + 1):
+        number = told.attempts.get(row.public.attempt_id)
+        if number is not None:
+            rows[number] += 1
+            out[number] = OUTCOMES.index(row.public.outcome)
+    record = store.draft().stored_breaker(USER.encode())
+    died = sum(count << (2 * (base - told.first_version)) for _, base, count in record.suspects)
+    return {
+        "head": (head.version - told.first_version,), "cx": (made["x", kalman.x0],), "cP": (made["P", kalman.p00],),
+        "bad_head": (0,), "author": tuple(author), "out": tuple(out), "rows": tuple(rows),
+        "b.mode": (MODES.index(record.mode),), "b.fails": (record.failures,), "b.wins": (record.successes,),
+        "b.gen": (record.generation,), "b.probe": (told.attempts[record.probe] + 1 if record.probe else 0,), "died": (died,),
+    }
+
+
 class _Tenant:
     """The one environment, as each process has it: it cannot be closed by one of them."""
 
@@ -404,42 +450,21 @@ class World:
 
     # --- the abstraction: what is stored, in the model's variables ---
 
+    def told(self) -> Told:
+        """What one must know to read the store in the model's words."""
+        return Told(self.first_version, self.processes_count * self.attempts_each, dict(self.attempts),
+                    tuple((part, value, version) for (part, value), version in self.made.items()))
+
     def seen(self) -> dict[str, tuple[int, ...]]:
         """Every durable variable, every mark, and each process's phase, as they really are."""
-        total = self.processes_count * self.attempts_each
-        head = self._head()
-        kalman = self.estimator.decode(head.state).kalman
-        author = [0] * (self.model_version(head.version) + 1)
-        for version in range(1, len(author)):
-            with self._engine.reading() as txn:
-                entry = log.entry(txn.get, USER.encode(), version + self.first_version)
-            by = entry.author if isinstance(entry, Image) else ""
-            if by and by not in self.attempts:
-                message = f"version {version} is of {by}, which is no attempt of the model's"
-                raise Difference(message)
-            author[version] = self.attempts[by] + 1 if by else BY_MEASUREMENT
-        rows, out = [0] * total, [0] * total
-        for row in self.operator.audit(since_seq=self._seq + 1):
-            number = self.attempts.get(row.public.attempt_id)
-            if number is not None:
-                rows[number] += 1
-                out[number] = OUTCOMES.index(row.public.outcome)
-        record = self.operator.draft().stored_breaker(USER.encode())
-        now_us = self.clock.now_us()
+        record, now_us = self.operator.draft().stored_breaker(USER.encode()), self.clock.now_us()
         admission = admit(record, self.policy, Now(now_us, now_us), USER)
-        died = 0
-        for _, base, count in record.suspects:
-            died += count << (2 * self.model_version(base))
-        mark, mbase, orphan = self._marks(total)
+        mark, mbase, orphan = self._marks(self.processes_count * self.attempts_each)
         return {
-            "head": (self.model_version(head.version),),
-            "cx": (self.made["x", kalman.x0],), "cP": (self.made["P", kalman.p00],), "bad_head": (0,),
-            "author": tuple(author), "out": tuple(out), "rows": tuple(rows),
+            **durable(self.operator, self.told(), self._seq),
             "key": tuple(int(self._is_registered(process)) for process in self.processes),
-            "b.mode": (MODES.index(record.mode),), "b.fails": (record.failures,), "b.wins": (record.successes,),
-            "b.gen": (record.generation,), "b.probe": (self.attempts[record.probe] + 1 if record.probe else 0,),
             "b.cooled": (int(record.mode == "open" and admission.verdict == "probe"),),
-            "died": (died,), "mark": mark, "mbase": mbase, "orphan": orphan,
+            "mark": mark, "mbase": mbase, "orphan": orphan,
         }
 
     def _is_registered(self, process: Process) -> bool:
