@@ -494,9 +494,9 @@ class ResetTransaction:
             return self._finished(outcome, None, None, text)
         entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=text)
         event = self._event(result)
+        if self._slot is not None:
+            self._store.marks.state(self._slot, WAITING)  # a death from now on is not the mutation's
         if self._batch is not None:
-            if self._slot is not None:
-                self._store.marks.state(self._slot, WAITING)  # a death from now on is not the mutation's
             self._batch.entries.append(entry)
             self._batch.add_event(event)
             self._batch.after.append(self._release)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterator
@@ -36,10 +37,11 @@ from statemachine import (
     Violation,
 )
 from statemachine.audit import Row
+from statemachine.marks import WAITING, DeadMarks
 from statemachine.store import keys
 from statemachine.store.draft import Draft
 from statemachine.testing import CountingIds, ManualClock
-from tests.regression.scene import BY, START, weighed
+from tests.regression.scene import BY, START, broken, weighed
 
 BREAKER = BreakerPolicy(failures_max=3, cooldown_s=3_600.0, jitter=0.0)
 GLOBAL = GlobalBreakerPolicy(users_max=3, cooldown_s=3_600.0, jitter=0.0)
@@ -718,3 +720,22 @@ def test_the_draft_of_a_refused_commit_stays_unwritten(bench: Bench) -> None:
     assert {key[:2] for key in changed} == {keys.AUDIT, keys.CHAIN, keys.OWNER, keys.ATTEMPT, b"u\0"}
     assert {key[2:3] for key in changed if key.startswith(b"u\0")} == {b"a"}
     assert isinstance(tx._draft, Draft)
+
+
+@pytest.mark.parametrize("mutation", [broken, lambda state: state], ids=["failed", "left"])
+def test_a_death_while_the_rollback_is_written_is_not_the_mutations(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, mutation: Callable[[Any], Any],
+) -> None:
+    """No user code runs any more then, so that whoever settles the mark blames nobody (INV-07)."""
+    states: list[int] = []
+    real = Store.commit
+
+    def watched(self: Store, draft: Any) -> Any:
+        with self.marks.path.open("rb") as file:
+            states.extend(mark.state for mark in DeadMarks(self.marks.path, file.fileno()).marks())
+        return real(self, draft)
+
+    monkeypatch.setattr(Store, "commit", watched)
+    with contextlib.suppress(MutationFailed), bench.manager.transaction("u", **BY) as tx:
+        tx.apply("mutate", mutation)
+    assert states == [WAITING]
