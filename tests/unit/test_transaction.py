@@ -41,7 +41,7 @@ from statemachine.marks import WAITING, DeadMarks
 from statemachine.store import keys
 from statemachine.store.draft import Draft
 from statemachine.testing import CountingIds, ManualClock
-from tests.regression.scene import BY, START, broken, weighed
+from tests.regression.scene import BY, START, weighed
 
 BREAKER = BreakerPolicy(failures_max=3, cooldown_s=3_600.0, jitter=0.0)
 GLOBAL = GlobalBreakerPolicy(users_max=3, cooldown_s=3_600.0, jitter=0.0)
