@@ -55,7 +55,9 @@ def defines(model: str) -> dict[str, int]:
     return {name: int(number) for name, number in _DEFINE.findall(text)}
 
 
-def compiled(model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False) -> Path:
+def compiled(  # noqa: PLR0913 - what a verifier is made for
+    model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False, flags: tuple[str, ...] = (),
+) -> Path:
     """A verifier of `model` in `directory`; `settings` are its bounds and switches, as NAME or NAME=NUMBER."""
     require()
     for source in MODELS.glob("*.pml"):
@@ -65,7 +67,7 @@ def compiled(model: str, directory: Path, settings: tuple[str, ...], *, live: bo
     _run(["spin", "-a", *(f"-D{setting}" for setting in settings), f"{model}.pml"], directory)
     kind = ["-DNFAIR=6"] if live else ["-DSAFETY"]
     kind += [] if reduced else ["-DNOREDUCE"]
-    _run(["gcc", "-w", "-O2", *kind, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
+    _run(["gcc", "-w", "-O2", *kind, *flags, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
     return directory / "pan"
 
 
@@ -105,3 +107,14 @@ def _read(text: str, seconds: float) -> Found:
     complete = "Search not completed" not in text and "max search depth too small" not in text
     seen = {int(n): int(count) for n, count in re.findall(r"^SEEN (\d+) (\d+)$", text, re.MULTILINE)}
     return Found(int(states[1]), int(transitions[1]), refuted, complete, seen, seconds)
+
+
+def followed(pan: Path, directory: Path, name: str) -> tuple[str, int, int]:
+    """What a verifier made with FOLLOW says of the log in the file `name`: ACCEPTED with the breaker's mode and generation then,
+    or REJECTED with the number of lines that it could explain."""
+    text = _run([str(pan), "-E", f"-m{DEPTH_MAX}", "-w18"], directory, {"FOLLOW": name})
+    found = re.search(r"^(ACCEPTED|REJECTED) (\d+)(?: (\d+))?$", text, re.MULTILINE)
+    if found is None:
+        message = f"SPIN's verifier neither followed the log nor strayed from it: {text[-2_000:]}"
+        raise RuntimeError(message)
+    return found[1], int(found[2]), int(found[3] or 0)
