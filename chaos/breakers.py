@@ -31,7 +31,8 @@ class Gauge:
         self.generation = 0
         self.lenient = False  # the row of a probe's end may come later: the global breaker refused what it was leased for
         self._credits = 0
-        self._modes: dict[int, str] = {0: "closed"}
+        self._since = 0  # of generations before it nothing is known
+        self._modes: dict[int, str] = {0: "closed"} if known else {}
         self._holders: dict[int, str] = {}
 
     def credit(self) -> None:
@@ -48,6 +49,8 @@ class Gauge:
         """An attempt was admitted in this mode and generation and has now ended; whether that generation has passed."""
         if not self.known:
             return self._adopted(mode, generation, committed=committed)
+        if generation < self._since and not committed:
+            return True
         if mode == "half-open":
             return self._probed(generation, attempt, committed=committed)
         if generation > self.generation:
@@ -98,6 +101,8 @@ class Gauge:
 
     def ended(self, generation: int, attempt: str) -> None:
         """A mark stood for the end of an attempt; it may have held a lease, and was that of `generation` if that is ahead."""
+        if self._holders.get(generation, attempt) != attempt:
+            self._hold(generation, attempt)
         if not self.known or self.mode not in WAITS:
             if self.known and generation > self.generation:
                 raise Wrong("INV-07", f"it began under generation {generation} of the breaker, and the log leads to {self._told()}")
@@ -123,8 +128,7 @@ class Gauge:
     def told(self, before: object, to: object, generation: int) -> None:
         """The row of a move whose cause was judged before it."""
         if not self.known:
-            self.known = not self.doubted
-            self.moved(str(to), generation)
+            self._learnt(str(to), generation)
             return
         if (to, generation) != (self.mode, self.generation):
             raise Wrong("INV-07", f"the breaker is said to have gone to {to}, generation {generation}; its cause leads to {self._told()}")
@@ -140,17 +144,22 @@ class Gauge:
             elif before != self.mode or ahead != 0:
                 raise Wrong("INV-07", f"the breaker is said to have gone from {before} to {to}, generation {generation}; the log leads to "
                             f"{self._told()}")
-        self.known = not self.doubted
+        if not self.known:
+            self._learnt(to, generation)
+            return
         self._modes.setdefault(generation - 1, str(before))
         self.moved(to, generation)
 
     def _adopted(self, mode: str, generation: int, *, committed: bool) -> bool:
         """Take a row at its word; a commit says what the breaker is."""
         if committed:
-            self.known = not self.doubted
-            self._modes[generation] = mode
-            self.moved(mode, generation)
+            self._learnt(mode, generation)
         return not committed
+
+    def _learnt(self, mode: str, generation: int) -> None:
+        self.known = not self.doubted
+        self._since = generation
+        self.moved(mode, generation)
 
     def _told(self) -> str:
         return f"{self.mode}, generation {self.generation}"

@@ -37,6 +37,9 @@ _NAMES: Final = frozenset((
 _MODES: Final = {"closed": 0, "open": 1, "half-open": 2, "forced-open": 3, "forced-closed": 4, "metrics-only": 4}
 _OUTCOMES: Final = {"committed": 1, "rolled_back": 2, "conflicted": 3, "refused": 4, "interrupted": 5}
 _BY_MEASUREMENT: Final = 255
+_BEFORE: Final = 254
+_STRANGER: Final = 253
+_NOBODY: Final = 0
 _ENDS, _MARKED, _FORCED, _LOOK, _FENCED = range(5)
 _NOT_TOLD: Final = -1
 _ELSEWHERE: Final = ("the global circuit breaker", "the budget of resets")
@@ -98,18 +101,20 @@ class Follower:
         return Followed(followed, len(users) - len(left_out), left_out, min(found, default=None))
 
     def _user(self, user: str, rows: list[Row]) -> Strayed | None:
-        mode, generation = 0, 0
+        mode, generation, author = 0, 0, None
         fenced: set[int] = set()
         for piece in _pieces(rows):
-            told, lines = _told(piece, fenced)
-            text = f"{mode} {generation} {told}"
+            told, lines, attempts = _told(piece, fenced, generation, author)
+            text = f"{mode} {generation} {_NOBODY if not piece.head else _BY_MEASUREMENT if author is None else _BEFORE} {told}"
             (self._directory / "log").write_text(text, encoding="ascii")
             answer = spin.followed(self._pan, self._directory, "log")
             fenced.update(_fenced(row) for row in piece.rows if row.event == "owner.fenced")
-            if answer[0] == "REJECTED":
-                row = lines[answer[1]]
+            if answer.rejected_at is not None:
+                row = lines[answer.rejected_at]
                 return Strayed(row.seq, user, f"no behaviour of specs/reset.pml explains the row {row.event}, {row.outcome}")
-            mode, generation = answer[1], answer[2]
+            mode, generation = answer.mode, answer.generation
+            if answer.author != _BEFORE:
+                author = attempts[answer.author - 1].attempt_id if 0 < answer.author <= len(attempts) else None
         return None
 
 
@@ -180,15 +185,17 @@ def _pieces(rows: list[Row]) -> Iterator[_Piece]:
         base = row.base or 0 if row.whole else 10**9
         least_base[n] = min(least_base[n + 1], base)
         least_generation[n] = min(least_generation[n + 1], _generation(row) if row.whole or row.event.startswith("breaker.") else 10**9)
+    repeated = {row.attempt_id: n for n, row in enumerate(rows) if row.ends}  # where each attempt is told of last
     start = 0
     while start < len(rows):
-        cut, attempts = 0, 0
+        cut, attempts, again = 0, 0, 0
         for n in range(start, len(rows)):
             attempts += rows[n].ends
+            again = max(again, repeated.get(rows[n].attempt_id, 0) if rows[n].ends else 0)
             if attempts > ATTEMPTS_MAX:
                 break
             moving = n + 1 < len(rows) and rows[n + 1].event in ("breaker.opened", "breaker.closed")
-            if least_base[n + 1] >= heads[n] and least_generation[n + 1] >= gens[n] and not moving:
+            if least_base[n + 1] >= heads[n] and least_generation[n + 1] >= gens[n] and not moving and again <= n:
                 cut = n + 1
         if not cut:
             message = f"more than {ATTEMPTS_MAX} attempts overlap from row {rows[start].seq} on"
@@ -197,27 +204,33 @@ def _pieces(rows: list[Row]) -> Iterator[_Piece]:
         start = cut
 
 
-def _told(piece: _Piece, fenced: set[int]) -> tuple[str, list[Row]]:
-    """The piece as `specs/follow.h` reads it, and the row that each line stands for."""
-    attempts = [row for row in piece.rows if row.ends]
+def _told(piece: _Piece, fenced: set[int], since: int, author: str | None) -> tuple[str, list[Row], list[Row]]:
+    """The piece as `specs/follow.h` reads it, the row that each line stands for, and the attempts in it.
+
+    It begins in generation `since` of the breaker, with a head that `author` wrote.
+    """
+    # One refused under a generation that had passed by then changed nothing, and nothing rests on it.
+    told = [row for row in piece.rows if row.outcome != "refused" or _generation(row) >= since]
+    attempts = [row for row in told if row.ends]
     number = {row.attempt_id: n for n, row in enumerate(attempts)}
     small = _small(piece, attempts)
-    wrote = {row.attempt_id: n + 1 for n, row in enumerate(attempts)}
+    wrote = {None: _BY_MEASUREMENT, author: _BEFORE if author else _BY_MEASUREMENT} | {
+        row.attempt_id: n + 1 for n, row in enumerate(attempts)}
     lines, which = [f"{len(attempts)}"], []
     for row in attempts:
         generation = row.breaker.generation if row.breaker else 0
         mode = _MODES[row.breaker.mode] if row.breaker and row.breaker.mode else _NOT_TOLD
-        known = generation if row.whole or generation else _NOT_TOLD
+        known = generation if row.whole or generation >= max(since, 1) else _NOT_TOLD
         if row.outcome == "refused":
             known = generation
         suspect = int(row.outcome == "refused" and "(suspect)" in (row.error or ""))
         lines.append(f"{int(row.owner not in fenced or not row.whole)} {small[row.base or 0] if row.whole else _NOT_TOLD} {known} {mode} {suspect}")
-    causes = {row.details.get("attempt_id") for row in piece.rows if row.event in ("breaker.opened", "breaker.closed")}
-    for row in piece.rows:
+    causes = {row.details.get("attempt_id") for row in told if row.event in ("breaker.opened", "breaker.closed")}
+    for row in told:
         for line in _lines(row, number, small, wrote, piece.head, causes, attempts):
             lines.append(" ".join(map(str, line)))
             which.append(row)
-    return "\n".join(lines) + "\n", which
+    return "\n".join(lines) + "\n", which, attempts
 
 
 def _lines(  # noqa: PLR0913 - what a line is made of
@@ -227,8 +240,8 @@ def _lines(  # noqa: PLR0913 - what a line is made of
     rest = (_NOT_TOLD,) * 4
     if row.ends:
         author = _NOT_TOLD
-        if row.whole and (row.base or 0) > head:
-            author = _BY_MEASUREMENT if row.author is None else wrote.get(row.author, 0)
+        if row.whole and (row.base or 0) >= head:
+            author = _NOBODY if row.base == 0 and row.author is None else wrote.get(row.author, _STRANGER)
         new = small[row.new] if row.new is not None else _NOT_TOLD
         yield (_ENDS if row.whole else _MARKED, number[row.attempt_id], _OUTCOMES.get(row.outcome or "", 0), author, new, *rest[:2],
                int(row.attempt_id in causes))

@@ -79,7 +79,7 @@ class _Boom(Exception):
     """What user code raises."""
 
 
-class _Process:
+class Process:
     """A store of its own, and the attempts it has begun and not ended."""
 
     def __init__(self, world: World) -> None:
@@ -87,6 +87,12 @@ class _Process:
         self.store = world.opened()
         self.manager = world.manager(self.store)
         self.open: list[ResetTransaction] = []
+
+    def begin(self, user: str, text: str = "one") -> ResetTransaction:
+        """An attempt of this process, begun and left open."""
+        tx = ResetTransaction(self.manager.context, Attempt(user, "admin", "random", "chaos@example.org", "by chance", text))
+        tx.begin()
+        return tx
 
     def dies(self) -> None:
         """The process ends at once: its marks are left as they are."""
@@ -106,7 +112,7 @@ class World:
         self.engine = door.Engine(path, sync=False, map_bytes=1 << 24, map_bytes_max=1 << 28, writer_wait_s_max=5.0, clock=self.clock)
         self._records = list(self.engine.scan(b"\0", b"\xff" * 8))
         self._meta = Store.meta(_Reader(self.engine))  # type: ignore[arg-type]
-        self._processes: list[_Process] = []
+        self.processes: list[Process] = []
 
     def close(self) -> None:
         """Let go of the environment."""
@@ -114,9 +120,9 @@ class World:
         self.engine.close()
 
     def _end(self) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.dies()
-        self._processes = []
+        self.processes = []
 
     def opened(self) -> Store:
         """A store of a new process."""
@@ -129,6 +135,18 @@ class World:
 
     def run(self, seed: int, shape: Shape = Shape()) -> list[dict[str, Any]]:  # noqa: B008 - frozen
         """The audit log, row by row as `audit list --json` has it, of the history that this seed makes on an empty store."""
+        self.rng = rng = random.Random(seed)
+        policy = BreakerPolicy(failures_max=rng.randint(1, 3), cooldown_s=60.0, jitter=0.0, cooldown_factor=1.0, attempts_min=50,
+                               successes_to_close=rng.choice((1, 1, 2)), suspects_max=rng.choice((1, 2)))
+        self.fresh(policy, rng.choice((None, None, None, Rollout(mode="shadow"))), shape)
+        for user in self.users:
+            self.measure(self.processes[0], user, KG)
+        for _ in range(shape.steps):
+            self._step()
+        return self.log()
+
+    def fresh(self, policy: BreakerPolicy, rollout: Rollout | None = None, shape: Shape = Shape()) -> None:  # noqa: B008 - frozen
+        """An empty store with new processes, in which attempts are judged by `policy`."""
         self._end()
         self.clock, self.ids = ManualClock(), CountingIds()
         shutil.rmtree(self.path / door.OWNERS, ignore_errors=True)
@@ -139,32 +157,27 @@ class World:
                     there = cursor.delete()
             for key, value in self._records:
                 txn.put(key, value)
-        self.rng = rng = random.Random(seed)
-        self._policy = BreakerPolicy(failures_max=rng.randint(1, 3), cooldown_s=60.0, jitter=0.0, cooldown_factor=1.0, attempts_min=50,
-                                     successes_to_close=rng.choice((1, 1, 2)), suspects_max=rng.choice((1, 2)))
+        self._policy, self._rollout, self._shape = policy, rollout, shape
         self._global = GlobalBreakerPolicy(users_max=shape.users_max, cooldown_s=90.0, jitter=0.0, attempts_min=500)
-        self._rollout = rng.choice((None, None, None, Rollout(mode="shadow")))
-        self._shape = shape
-        self._users = [f"u{number}" for number in range(1, shape.users + 1)]
-        self._processes = [_Process(self) for _ in range(shape.processes)]
-        for user in self._users:
-            self._measure(self._processes[0], user, KG)
-        for _ in range(shape.steps):
-            self._step()
+        self.users = [f"u{number}" for number in range(1, shape.users + 1)]
+        self.processes = [Process(self) for _ in range(shape.processes)]
+
+    def log(self) -> list[dict[str, Any]]:
+        """The audit log by now, after every process has ended but a new one, which settles what they left."""
         self._settle()
-        return [row.as_dict() for row in self._processes[0].store.audit()]
+        return [row.as_dict() for row in self.processes[0].store.audit()]
 
     def _settle(self) -> None:
         """Every process ends but a new one, which settles what they left."""
-        for process in self._processes:
+        for process in self.processes:
             process.dies()
-        self._processes = [_Process(self)]
+        self.processes = [Process(self)]
 
     def _step(self) -> None:
         self.clock.advance(self.rng.uniform(1.0, 15.0))
-        number = self.rng.randrange(len(self._processes))
-        process = self._processes[number]
-        steps: list[tuple[int, Callable[[_Process], None]]] = [
+        number = self.rng.randrange(len(self.processes))
+        process = self.processes[number]
+        steps: list[tuple[int, Callable[[Process], None]]] = [
             (22, self._begin), (40, self._go_on), (12, self._measure_some), (3, self._failing_series), (3, self._leave), (6, self._cool),
             (3, self._force), (2, self._restore), (2, self._surprise), (1, self._replay),
         ]
@@ -173,7 +186,7 @@ class World:
         pick = self.rng.choices([step for _, step in steps], [weight for weight, _ in steps])[0]
         if self.rng.random() < 0.06:
             process.dies()
-            self._processes[number] = _Process(self)
+            self.processes[number] = Process(self)
             return
         if self.rng.random() < 0.02:
             self._fence(process)
@@ -182,19 +195,19 @@ class World:
             pick(process)
         if self.engine.get(keys.owner(process.store.committer.owner)) is None and self.rng.random() < 0.5:
             process.dies()  # it was fenced, found it out, and is started anew
-            self._processes[number] = _Process(self)
+            self.processes[number] = Process(self)
 
     # --- what a process does ---
 
-    def _begin(self, process: _Process) -> None:
-        user, kind = self.rng.choice(self._users), self.rng.choice(("admin", "admin", "gap"))
+    def _begin(self, process: Process) -> None:
+        user, kind = self.rng.choice(self.users), self.rng.choice(("admin", "admin", "gap"))
         expect = self.rng.choice((None,) * 8 + (1,))
         tx = ResetTransaction(process.manager.context, Attempt(user, kind, "random", "chaos@example.org", "by chance",
                                                                self.rng.choice(("one", "two")), expect_version=expect))
         tx.begin()
         process.open.append(tx)
 
-    def _go_on(self, process: _Process) -> None:
+    def _go_on(self, process: Process) -> None:
         if not process.open:
             return self._begin(process)
         tx = self.rng.choice(process.open)
@@ -214,7 +227,7 @@ class World:
             tx.roll_back(None)
         return None
 
-    def _commit(self, process: _Process, tx: ResetTransaction) -> None:
+    def _commit(self, process: Process, tx: ResetTransaction) -> None:
         fault = self.rng.random()
         commit = process.store.committer.commit
         if fault < 0.08:
@@ -239,66 +252,67 @@ class World:
     def _boom(self, _state: Any) -> Any:
         raise _Boom
 
-    def _leave(self, process: _Process) -> None:
+    def _leave(self, process: Process) -> None:
         if process.open:
             process.open.pop(self.rng.randrange(len(process.open))).roll_back(KeyboardInterrupt())
 
-    def _failing_series(self, process: _Process) -> None:
-        user = self.rng.choice(self._users)
+    def _failing_series(self, process: Process) -> None:
+        user = self.rng.choice(self.users)
         for _ in range(self._policy.failures_max):
             with contextlib.suppress(ResetError), process.manager.transaction(user, **BY) as tx:
                 tx.apply("boom", self._boom)
 
-    def _measure(self, process: _Process, user: str, weight_kg: float) -> None:
+    def measure(self, process: Process, user: str, weight_kg: float) -> None:
+        """A measurement of now, decided alone."""
         at = from_us(self.clock.now_us())
         Processor(process.manager).process(Measurement(user=user, at=at, weight_kg=weight_kg, source="scale"))
 
-    def _measure_some(self, process: _Process) -> None:
+    def _measure_some(self, process: Process) -> None:
         for _ in range(self.rng.randint(1, 3)):
-            self._measure(process, self.rng.choice(self._users), KG + self.rng.gauss(0.0, 0.1))
+            self.measure(process, self.rng.choice(self.users), KG + self.rng.gauss(0.0, 0.1))
 
-    def _surprise(self, process: _Process) -> None:
+    def _surprise(self, process: Process) -> None:
         """A batch that ends in resets as decided: a gap, or a level that has shifted."""
         self.clock.advance(self.rng.choice((3_600.0, 40 * 86_400.0)))
-        user, level = self.rng.choice(self._users), self.rng.choice((KG, KG + 9.0))
+        user, level = self.rng.choice(self.users), self.rng.choice((KG, KG + 9.0))
         rows = []
         for _ in range(self.rng.randint(1, 6)):
             self.clock.advance(3_600.0)
             rows.append(Measurement(user=user, at=from_us(self.clock.now_us()), weight_kg=level + self.rng.gauss(0.0, 0.1), source="scale"))
         Processor(process.manager).process_batch(rows)
 
-    def _replay(self, process: _Process) -> None:
-        replay(process.manager, self.rng.choice(self._users), **BY)
+    def _replay(self, process: Process) -> None:
+        replay(process.manager, self.rng.choice(self.users), **BY)
 
-    def _restore(self, process: _Process) -> None:
-        user = self.rng.choice(self._users)
+    def _restore(self, process: Process) -> None:
+        user = self.rng.choice(self.users)
         head = process.store.head(user)
         if head is not None:
             process.manager.restore(user, to_version=self.rng.randint(head.first, head.version), **BY)
 
     # --- what an operator, and time, do ---
 
-    def _cool(self, _process: _Process) -> None:
+    def _cool(self, _process: Process) -> None:
         self.clock.advance(100.0)
 
-    def _force(self, process: _Process) -> None:
-        whose = None if self._shape.global_words and self.rng.random() < 0.3 else self.rng.choice(self._users)
+    def _force(self, process: Process) -> None:
+        whose = None if self._shape.global_words and self.rng.random() < 0.3 else self.rng.choice(self.users)
         if process.manager.breaker(whose).mode != "closed":
             process.manager.release_breaker(whose, **BY)
             return
         process.manager.force_breaker(whose, self.rng.choice(("forced-open", "forced-closed", "forced-closed", "metrics-only")), **BY)  # type: ignore[arg-type]
 
-    def _fence(self, process: _Process) -> None:
-        others = [p for p in self._processes if p is not process]
+    def _fence(self, process: Process) -> None:
+        others = [p for p in self.processes if p is not process]
         if others:
             with contextlib.suppress(ResetError):
                 fencing.fence(process.store, self.rng.choice(others).store.committer.owner, **BY)
 
-    def _erase(self, process: _Process) -> None:
+    def _erase(self, process: Process) -> None:
         if self.rng.random() < 0.5:
             prune_audit(process.store, self.clock.now_us() - 300_000_000, BY["actor"], BY["reason"])
             return
-        forget(process.store, self.rng.choice(self._users), BY["actor"], BY["reason"])
+        forget(process.store, self.rng.choice(self.users), BY["actor"], BY["reason"])
 
 
 @contextlib.contextmanager

@@ -109,12 +109,24 @@ def _read(text: str, seconds: float) -> Found:
     return Found(int(states[1]), int(transitions[1]), refuted, complete, seen, seconds)
 
 
-def followed(pan: Path, directory: Path, name: str) -> tuple[str, int, int]:
-    """What a verifier made with FOLLOW says of the log in the file `name`: ACCEPTED with the breaker's mode and generation then,
-    or REJECTED with the number of lines that it could explain."""
+class Answer(NamedTuple):
+    """What a verifier says that followed a log: how many lines it could explain before it strayed, None where it did not,
+    and the breaker's mode and generation and the head's author as they then are."""
+
+    rejected_at: int | None
+    mode: int = 0
+    generation: int = 0
+    author: int = 0
+
+
+def followed(pan: Path, directory: Path, name: str) -> Answer:
+    """Have a verifier that was made with FOLLOW follow the log in the file `name`."""
     text = _run([str(pan), "-E", f"-m{DEPTH_MAX}", "-w18"], directory, {"FOLLOW": name})
-    found = re.search(r"^(ACCEPTED|REJECTED) (\d+)(?: (\d+))?$", text, re.MULTILINE)
+    strayed = re.search(r"^REJECTED (\d+)$", text, re.MULTILINE)
+    if strayed is not None:
+        return Answer(int(strayed[1]))
+    found = re.search(r"^ACCEPTED (\d+) (\d+) (\d+)$", text, re.MULTILINE)
     if found is None:
         message = f"SPIN's verifier neither followed the log nor strayed from it: {text[-2_000:]}"
         raise RuntimeError(message)
-    return found[1], int(found[2]), int(found[3] or 0)
+    return Answer(None, *map(int, found.groups()))

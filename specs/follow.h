@@ -1,5 +1,5 @@
 /* Is what an audit log tells of one user a behaviour of reset.pml?  (-DFOLLOW)
-   $FOLLOW names a file that chaos/follow.py wrote: first the breaker at the start (mode, generation), then for each attempt
+   $FOLLOW names a file that chaos/follow.py wrote: first the breaker at the start (mode, generation) and the head's author, then for each attempt
    (owner's key, base, generation, mode, suspect), then one line a row, in the log's order:
    kind, attempt, outcome, author of its base, version after it, breaker's mode and generation after it, whether a row of the
    breaker's move names it as its cause.  -1 stands for what the log does not tell.
@@ -29,9 +29,9 @@ static void f_went_on(void) {              /* rows that no step stands for */
   }
 }
 static void follow_load(void) {
-  FILE *f = fopen(getenv("FOLLOW"), "r"); int mode, gen, k;
-  if (!f || fscanf(f, "%d %d %d", &mode, &gen, &f_attempts) != 3) { printf("no log to follow\n"); exit(2); }
-  now.b.mode = mode; now.b.gen = gen;
+  FILE *f = fopen(getenv("FOLLOW"), "r"); int mode, gen, author, k;
+  if (!f || fscanf(f, "%d %d %d %d", &mode, &gen, &author, &f_attempts) != 4) { printf("no log to follow\n"); exit(2); }
+  now.b.mode = mode; now.b.gen = gen; now.author[0] = author;
   for (k = 0; k < f_attempts; k++)
     if (fscanf(f, "%d %d %d %d %d", &f_at[k].key, &f_at[k].base, &f_at[k].gen, &f_at[k].mode, &f_at[k].suspect) != 5) exit(2);
     else suspect[k] = f_at[k].suspect;
@@ -48,7 +48,7 @@ static void follow_keys(void) {            /* once every process has its key */
   for (k = 0; k < f_attempts; k++) if (!f_at[k].key) now.key[k] = 0, now.fenced[k] = 1;
   f_went_on();
 }
-static void follow_accept(void) { f_max = follow_rows; printf("ACCEPTED %d %d\n", now.b.mode, now.b.gen); exit(0); }
+static void follow_accept(void) { f_max = follow_rows; printf("ACCEPTED %d %d %d\n", now.b.mode, now.b.gen, now.author[now.head]); exit(0); }
 
 static State f_was;                        /* before the step */
 static int f_total(void) { int k, n = 0; for (k = 0; k < f_attempts; k++) n += now.rows[k]; return n; }
@@ -60,7 +60,20 @@ static void follow_pre(void) {
 
 #define ADMITS(m) ((m) == CLOSED || (m) == FORCED_CLOSED)
 #define MAY_LEASE ((f_was.b.mode == OPEN && f_was.b.cooled) || (f_was.b.mode == HALF && f_was.b.probe == 0))
-static int f_wants_probe(int k) { return f_at[k].mode == HALF || (f_at[k].marked && f_at[k].out != O_REFUSED && !ADMITS(f_was.b.mode)); }
+static int f_holds(int k, int gen) {       /* the log says that this attempt held the lease of that generation */
+  return f_at[k].gen == gen && (f_at[k].mode == HALF || (f_at[k].marked && f_at[k].out != O_REFUSED));
+}
+static int f_wants_probe(int k) {          /* ... or a mark does not say, and somebody must have held it */
+  int gen = f_was.b.gen + 1, j, later = 0;
+  if (ADMITS(f_was.b.mode)) return 0;
+  for (j = 0; j < follow_rows; j++) if (f_row[j].gen == gen) return 0;      /* another move led to that generation */
+  for (j = 0; j < f_attempts; j++) if (f_at[j].gen == gen && f_at[j].mode >= 0 && f_at[j].mode != HALF) return 0;
+  if (f_holds(k, gen)) return 1;
+  if (!f_at[k].marked || f_at[k].out == O_REFUSED || f_at[k].gen > gen) return 0;
+  for (j = 0; j < f_attempts; j++) { if (f_holds(j, gen)) return 0; later |= f_at[j].gen > gen; }
+  for (j = f_was.ti; j < follow_rows; j++) later |= f_row[j].gen > gen;
+  return later;
+}
 static int f_asks(int k) {                 /* its question to the breaker can have no other answer than the log's */
   if (f_was.phase[k] != ASKING || f_at[k].gen != f_was.b.gen) return 0;
   if (f_at[k].out == O_REFUSED) return !ADMITS(f_was.b.mode) || f_at[k].suspect;
@@ -95,11 +108,15 @@ static int f_may(const char *step, int r) {
   if (IS("release")) return kind == F_FORCED && f_row[f_was.ti].mode == CLOSED;
   if (IS("cool")) { for (k = 0; k < f_attempts; k++) if (f_was.phase[k] == ASKING && f_wants_probe(k)) return 1; return 0; }
   if (r >= f_attempts) return 0;
-  if (IS("ask")) return (f_wants_probe(r) && MAY_LEASE && (f_at[r].gen <= 0 || f_at[r].gen == f_was.b.gen + 1));
+  if (IS("ask")) return f_wants_probe(r) && MAY_LEASE;
   if (IS("lease")) return f_at[r].out == O_REFUSED ? f_was.gen[r] != f_was.b.gen
-                                                   : f_was.gen[r] == f_was.b.gen && (f_at[r].gen <= 0 || f_at[r].gen == f_was.b.gen + 1);
+                                                   : f_was.gen[r] == f_was.b.gen && f_wants_probe(r);
   if (kind > F_MARKED || r != next) return 0;
-  if (f_row[f_was.ti].kind == F_MARKED && f_row[f_was.ti].out != O_REFUSED) return IS("crash") || IS("reopen") || IS("settle");
+  if (f_row[f_was.ti].kind == F_MARKED && f_row[f_was.ti].out != O_REFUSED) {
+    /* a mark that tells the generation was filled after the breaker had said yes */
+    if (IS("crash")) return f_at[r].gen <= 0 || f_row[f_was.ti].out != O_INTERRUPTED || f_was.phase[r] != ASKING;
+    return IS("reopen") || IS("settle");
+  }
   if (f_row[f_was.ti].out == O_REFUSED) return IS("flush");
   if (f_row[f_was.ti].out == O_COMMITTED) return IS("mutate") || IS("validate") || IS("offer") || IS("commit");
   return (IS("fail") && f_row[f_was.ti].out == O_ROLLEDBACK) || (IS("leave") && !f_row[f_was.ti].moves);
@@ -107,7 +124,7 @@ static int f_may(const char *step, int r) {
 
 static void follow_post(const char *step, int r) {
   int now_total = f_total(), forced = strncmp(step, "force", 5) == 0 || strcmp(step, "release") == 0, who, out;
-  if (!f_may(step, r)) { now.strayed = 1; return; }
+  if (!f_may(step, r)) { memcpy(&now, &f_was, sizeof(now)); now.strayed = 1; return; }
   if (now_total == f_before && !forced) return;          /* a silent step */
   if (now.ti >= follow_rows) { now.strayed = 1; return; }
   who = f_row[now.ti].who; out = f_row[now.ti].out;
