@@ -212,10 +212,10 @@ def _told(piece: _Piece, fenced: set[int], since: int, author: str | None) -> tu
     # One refused under a generation that had passed by then changed nothing, and nothing rests on it.
     told = [row for row in piece.rows if row.outcome != "refused" or _generation(row) >= since]
     attempts = [row for row in told if row.ends]
-    number = {row.attempt_id: n for n, row in enumerate(attempts)}
+    number = {row.attempt_id: n for n, row in reversed(list(enumerate(attempts)))}  # by its first outcome
     small = _small(piece, attempts)
     wrote = {None: _BY_MEASUREMENT, author: _BEFORE if author else _BY_MEASUREMENT} | {
-        row.attempt_id: n + 1 for n, row in enumerate(attempts)}
+        attempt: n + 1 for attempt, n in number.items()}
     lines, which = [f"{len(attempts)}"], []
     for row in attempts:
         generation = row.breaker.generation if row.breaker else 0
@@ -246,7 +246,7 @@ def _lines(  # noqa: PLR0913 - what a line is made of
         yield (_ENDS if row.whole else _MARKED, number[row.attempt_id], _OUTCOMES.get(row.outcome or "", 0), author, new, *rest[:2],
                int(row.attempt_id in causes))
     elif row.event in ("breaker.forced", "breaker.released"):
-        yield _FORCED, 0, *rest[:3], _MODES.get(str(row.details.get("to")), 0), _generation(row), 0
+        yield _FORCED, 0, _MODES.get(str(row.details.get("from")), _NOT_TOLD), *rest[:2], _MODES.get(str(row.details.get("to")), 0), _generation(row), 0
     elif row.event == "owner.fenced":
         for n, other in enumerate(attempts):
             if other.owner == _fenced(row) and other.seq > row.seq and other.whole:

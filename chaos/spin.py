@@ -56,7 +56,8 @@ def defines(model: str) -> dict[str, int]:
 
 
 def compiled(  # noqa: PLR0913 - what a verifier is made for
-    model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False, flags: tuple[str, ...] = (),
+    model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False,
+    flags: tuple[str, ...] = (),
 ) -> Path:
     """A verifier of `model` in `directory`; `settings` are its bounds and switches, as NAME or NAME=NUMBER."""
     require()
@@ -110,8 +111,11 @@ def _read(text: str, seconds: float) -> Found:
 
 
 class Answer(NamedTuple):
-    """What a verifier says that followed a log: how many lines it could explain before it strayed, None where it did not,
-    and the breaker's mode and generation and the head's author as they then are."""
+    """What a verifier says that followed a log.
+
+    `rejected_at`: how many lines it could explain before it strayed, None where it did not; then what the breaker's mode
+    and generation and the head's author are in the end.
+    """
 
     rejected_at: int | None
     mode: int = 0

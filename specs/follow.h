@@ -1,7 +1,7 @@
 /* Is what an audit log tells of one user a behaviour of reset.pml?  (-DFOLLOW)
    $FOLLOW names a file that chaos/follow.py wrote: first the breaker at the start (mode, generation) and the head's author, then for each attempt
    (owner's key, base, generation, mode, suspect), then one line a row, in the log's order:
-   kind, attempt, outcome, author of its base, version after it, breaker's mode and generation after it, whether a row of the
+   kind, attempt, outcome (of an operator's word: the mode before it), author of its base, version after it, breaker's mode and generation after it, whether a row of the
    breaker's move names it as its cause.  -1 stands for what the log does not tell.
 
    Each attempt is a process of its own with one attempt.  Steps without a row are silent, and SPIN searches over them.
@@ -37,7 +37,7 @@ static void follow_load(void) {
     else suspect[k] = f_at[k].suspect;
 #define R f_row[follow_rows]
   while (fscanf(f, "%d %d %d %d %d %d %d %d", &R.kind, &R.who, &R.out, &R.author, &R.head, &R.mode, &R.gen, &R.moves) == 8) {
-    if (R.kind <= F_MARKED) f_at[R.who].out = R.out, f_at[R.who].marked = R.kind == F_MARKED;
+    if (R.kind <= F_MARKED && !f_at[R.who].out) f_at[R.who].out = R.out, f_at[R.who].marked = R.kind == F_MARKED;
     follow_rows++;
   }
   fclose(f);
@@ -81,7 +81,8 @@ static int f_asks(int k) {                 /* its question to the breaker can ha
 }
 static int f_measured(void) {              /* the head has to grow, and no attempt that the log tells of made it grow */
   int k, wanted = 0;
-  for (k = f_was.ti; k < follow_rows; k++) if (f_row[k].kind == F_ENDS && f_row[k].head == f_was.head + 1) return 0;
+  for (k = f_was.ti; k < follow_rows; k++)
+    if (f_row[k].kind == F_ENDS && f_row[k].out == O_COMMITTED) { if (f_row[k].head == f_was.head + 1) return 0; else break; }
   for (k = 0; k < f_attempts; k++) wanted |= f_was.used[k] == 0 && f_at[k].base > f_was.head;
   return wanted;
 }
@@ -129,7 +130,7 @@ static void follow_post(const char *step, int r) {
   if (now.ti >= follow_rows) { now.strayed = 1; return; }
   who = f_row[now.ti].who; out = f_row[now.ti].out;
   if (forced) {                                          /* an operator's word */
-    if (now.b.gen != f_row[now.ti].gen) { now.strayed = 1; return; }
+    if (now.b.gen != f_row[now.ti].gen || f_was.b.mode != f_row[now.ti].out) { now.strayed = 1; return; }
   } else {
     if (now_total != f_before + 1 || now.rows[who] != 1) { now.strayed = 1; return; }
     if (f_row[now.ti].kind == F_MARKED && out != O_REFUSED) out = O_INTERRUPTED;   /* the mark's word is as good as another */
