@@ -56,10 +56,12 @@ class Gauge:
         if generation > self.generation:
             raise Wrong("INV-07", f"it began under generation {generation} of the breaker, and the log leads to {self._told()}")
         if self._modes.get(generation) != mode:
-            raise Wrong("INV-07", f"it began while the breaker was {mode}, generation {generation}; the log tells {self._of(generation)}")
+            raise Wrong("INV-07", f"it began while the breaker was {mode}, generation {generation}; the log tells "
+                        f"{self._of(generation)}")
         late = generation < self.generation
         if late and committed:
-            raise Wrong("INV-07", f"it began under generation {generation} and was committed although that has passed: the log leads "
+            raise Wrong("INV-07", f"it began under generation {generation} and was committed although that has "
+                        "passed: the log leads "
                         f"to {self._told()}")
         return late
 
@@ -78,7 +80,8 @@ class Gauge:
         """The generation is that of a lease after what was told last."""
         ahead = generation - self.generation
         if self.mode not in WAITS or ahead % 2 == 0:
-            raise Wrong("INV-07", f"it was a probe in generation {generation}, and none can have been leased then: the log leads to "
+            raise Wrong("INV-07", f"it was a probe in generation {generation}, and none can have been leased then: "
+                        "the log leads to "
                         f"{self._told()}")
         self._pay(ahead // 2)
 
@@ -105,7 +108,8 @@ class Gauge:
             self._hold(generation, attempt)
         if not self.known or self.mode not in WAITS:
             if self.known and generation > self.generation:
-                raise Wrong("INV-07", f"it began under generation {generation} of the breaker, and the log leads to {self._told()}")
+                raise Wrong("INV-07", f"it began under generation {generation} of the breaker, and the log leads "
+                            f"to {self._told()}")
             return
         if generation > self.generation:
             self._hold(generation, attempt)
@@ -119,7 +123,8 @@ class Gauge:
         if not self.known or generation <= self.generation:
             return
         if self.mode not in WAITS:
-            raise Wrong("INV-07", f"it was refused under generation {generation} of the breaker, and the log leads to {self._told()}")
+            raise Wrong("INV-07", f"it was refused under generation {generation} of the breaker, and the log leads "
+                        f"to {self._told()}")
         if may_have_held:
             self.credit()
             if (generation - self.generation) % 2:
@@ -131,7 +136,8 @@ class Gauge:
             self._learnt(str(to), generation)
             return
         if (to, generation) != (self.mode, self.generation):
-            raise Wrong("INV-07", f"the breaker is said to have gone to {to}, generation {generation}; its cause leads to {self._told()}")
+            raise Wrong("INV-07", f"the breaker is said to have gone to {to}, generation {generation}; its cause "
+                        f"leads to {self._told()}")
         if before != self._modes.get(generation - 1):
             raise Wrong("INV-07", f"the breaker is said to have been {before}; the log tells {self._of(generation - 1)}")
 
@@ -142,7 +148,8 @@ class Gauge:
             if before == "half-open" and self.mode in WAITS and ahead >= (self.mode == "open") and (ahead % 2 or not by_probe):
                 pass
             elif before != self.mode or ahead != 0:
-                raise Wrong("INV-07", f"the breaker is said to have gone from {before} to {to}, generation {generation}; the log leads to "
+                raise Wrong("INV-07", f"the breaker is said to have gone from {before} to {to}, generation "
+                            f"{generation}; the log leads to "
                             f"{self._told()}")
         if not self.known:
             self._learnt(to, generation)

@@ -1,4 +1,4 @@
-"""The command `conform`: is an audit log a behaviour of the protocol that `specs/` states, and if not, from which row on?"""
+"""The command `conform`, which decides whether an audit log is a behaviour of the protocol that `specs/` states."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def _print(judged: Judged) -> None:
     unknown = f"; {v.unknown} of events that this version does not know" if v.unknown else ""
     pairs: list[tuple[str, object]] = [("judged", f"{parts}, of {v.users} users{unknown}")]
     if v.rejected is not None:
-        pairs += [("monitor", "REJECTED"), ("at row", v.rejected.seq), ("invariant", v.rejected.invariant), ("why", v.rejected.why)]
+        pairs += [("monitor", "REJECTED"), ("at row", v.rejected.seq), ("invariant", v.rejected.invariant),
+                  ("why", v.rejected.why)]
     else:
         pairs.append(("monitor", "accepted"))
     if f is not None and f.rejected is not None:

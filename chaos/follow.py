@@ -1,4 +1,4 @@
-"""SPIN follows a log: the model `specs/reset.pml` takes the steps that the rows of each user tell of, and any silent ones between.
+"""SPIN follows a log: the model `specs/reset.pml` takes the steps that its rows tell of, and any silent ones between.
 
 The model is of one user, so a log is followed user by user.  A user's rows are cut where nothing is under way, into pieces
 that fit the model's bounds, and each begins with the breaker that the one before it ended with.  Version numbers are
@@ -161,7 +161,7 @@ def _require_no_probe(row: Row, before: list[Row]) -> None:
     """Refused elsewhere: the model knows nothing of it, unless it had leased its user's probe before."""
     last = max((_generation(other) for other in before), default=0)
     if row.breaker is not None and row.breaker.generation > last:
-        message = f"row {row.seq}: a probe was given back because the global breaker refused its attempt, which is containment.pml's"
+        message = f"row {row.seq}: a probe was given back since the global breaker refused it, which is containment.pml's"
         raise _Left(message)
 
 
@@ -184,7 +184,8 @@ def _pieces(rows: list[Row]) -> Iterator[_Piece]:
         row = rows[n]
         base = row.base or 0 if row.whole else 10**9
         least_base[n] = min(least_base[n + 1], base)
-        least_generation[n] = min(least_generation[n + 1], _generation(row) if row.whole or row.event.startswith("breaker.") else 10**9)
+        rests = row.whole or row.event.startswith("breaker.")
+        least_generation[n] = min(least_generation[n + 1], _generation(row) if rests else 10**9)
     repeated = {row.attempt_id: n for n, row in enumerate(rows) if row.ends}  # where each attempt is told of last
     start = 0
     while start < len(rows):
@@ -224,7 +225,8 @@ def _told(piece: _Piece, fenced: set[int], since: int, author: str | None) -> tu
         if row.outcome == "refused":
             known = generation
         suspect = int(row.outcome == "refused" and "(suspect)" in (row.error or ""))
-        lines.append(f"{int(row.owner not in fenced or not row.whole)} {small[row.base or 0] if row.whole else _NOT_TOLD} {known} {mode} {suspect}")
+        key, base = int(row.owner not in fenced or not row.whole), small[row.base or 0] if row.whole else _NOT_TOLD
+        lines.append(f"{key} {base} {known} {mode} {suspect}")
     causes = {row.details.get("attempt_id") for row in told if row.event in ("breaker.opened", "breaker.closed")}
     for row in told:
         for line in _lines(row, number, small, wrote, piece.head, causes, attempts):
@@ -243,10 +245,11 @@ def _lines(  # noqa: PLR0913 - what a line is made of
         if row.whole and (row.base or 0) >= head:
             author = _NOBODY if row.base == 0 and row.author is None else wrote.get(row.author, _STRANGER)
         new = small[row.new] if row.new is not None else _NOT_TOLD
-        yield (_ENDS if row.whole else _MARKED, number[row.attempt_id], _OUTCOMES.get(row.outcome or "", 0), author, new, *rest[:2],
-               int(row.attempt_id in causes))
+        kind, outcome = _ENDS if row.whole else _MARKED, _OUTCOMES.get(row.outcome or "", 0)
+        yield kind, number[row.attempt_id], outcome, author, new, *rest[:2], int(row.attempt_id in causes)
     elif row.event in ("breaker.forced", "breaker.released"):
-        yield _FORCED, 0, _MODES.get(str(row.details.get("from")), _NOT_TOLD), *rest[:2], _MODES.get(str(row.details.get("to")), 0), _generation(row), 0
+        before, to = (_MODES.get(str(row.details.get(name)), _NOT_TOLD) for name in ("from", "to"))
+        yield _FORCED, 0, before, *rest[:2], to, _generation(row), 0
     elif row.event == "owner.fenced":
         for n, other in enumerate(attempts):
             if other.owner == _fenced(row) and other.seq > row.seq and other.whole:

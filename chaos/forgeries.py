@@ -23,7 +23,7 @@ _COPY: Final = "00000000-0000-0000-0000-00000000beef"
 
 
 class Forgery(NamedTuple):
-    """`forge` changes the log and gives the row that must be rejected; `not_spin` says why SPIN cannot see it, "" where it can."""
+    """`forge` changes the log and gives the row to be rejected; `not_spin` says why SPIN cannot see it, "" where it can."""
 
     name: str
     forge: Callable[[Log], dict[str, Any]]
@@ -59,7 +59,7 @@ def scene(world: World) -> Log:
     with contextlib.suppress(ResetError):
         late.commit()                                                       # rolled back: the breaker changed
     first.manager.release_breaker("u1", **BY)                               # generation 7
-    first.manager.restore("u1", to_version=2, **BY)                         # version 6
+    first.manager.restore("u1", to_version=2, **BY)  # version 6
     third.begin("u2")
     fencing.fence(first.store, third.store.committer.owner, **BY)
     third.dies()
@@ -253,7 +253,8 @@ FORGERIES: Final = (
     Forgery("a version and its base skipped", _both_on),
     Forgery("base version too low", _changed(lambda log: _version(log, 7), base_version=5, new_version=6)),
     Forgery("base version of long ago", _changed(lambda log: _version(log, 4), base_version=1, new_version=2)),
-    Forgery("base version 0 again", _changed(lambda log: _version(log, 2, "u2"), base_version=0, new_version=1, head_author=None)),
+    Forgery("base version 0 again", _changed(
+        lambda log: _version(log, 2, "u2"), base_version=0, new_version=1, head_author=None)),
     Forgery("committed by a breaker said to be open", _changed(lambda log: _version(log, 7), breaker={"mode": "open"})),
     Forgery("committed after the breaker had opened", _while_open),
     Forgery("committed after an operator had opened the breaker", _while_forced),
@@ -268,10 +269,12 @@ FORGERIES: Final = (
     Forgery("missing committed", _dropped(lambda log: _version(log, 4), lambda log: _failed(log, 0))),
     Forgery("missing first committed", _dropped(lambda log: _version(log, 1, "u2"), lambda log: _version(log, 2, "u2"))),
     Forgery("missing rolled back", _dropped(lambda log: _failed(log, 0), lambda log: _one(log, "breaker.opened")), _COUNTS),
-    Forgery("missing opening", _dropped(lambda log: _one(log, "breaker.opened"), lambda log: _after(log, _one(log, "breaker.opened")))),
+    Forgery("missing opening", _dropped(
+        lambda log: _one(log, "breaker.opened"), lambda log: _after(log, _one(log, "breaker.opened")))),
     Forgery("missing closing", _dropped(lambda log: _one(log, "breaker.closed"), lambda log: _one(log, "breaker.forced"))),
     Forgery("missing death of a suspect", _dropped(_u2_died, _suspected), "a row does not tell its input"),
-    Forgery("missing operator's word", _dropped(lambda log: _one(log, "breaker.forced"), lambda log: _one(log, "breaker.released"))),
+    Forgery("missing operator's word", _dropped(
+        lambda log: _one(log, "breaker.forced"), lambda log: _one(log, "breaker.released"))),
     Forgery("rolled back over another's head", _changed(
         lambda log: _failed(log, 1), head_author=lambda log, _row: _version(log, 2)["attempt_id"])),
     Forgery("rolled back over a measurement that is none", _changed(lambda log: _failed(log, 1), head_author=None)),
@@ -279,7 +282,8 @@ FORGERIES: Final = (
     Forgery("committed over a stranger's head", _changed(lambda log: _version(log, 7), head_author=_STRANGER)),
     Forgery("two resets swapped", _swapped(lambda log: _version(log, 2), lambda log: _version(log, 4), late=True)),
     Forgery("a closing before its probe", _swapped(_probe, lambda log: _one(log, "breaker.closed"))),
-    Forgery("a force and its release swapped", _swapped(lambda log: _one(log, "breaker.forced"), lambda log: _one(log, "breaker.released"))),
+    Forgery("a force and its release swapped", _swapped(
+        lambda log: _one(log, "breaker.forced"), lambda log: _one(log, "breaker.released"))),
     Forgery("a later generation", _changed(lambda log: _version(log, 7), breaker={"generation": 9})),
     Forgery("an earlier generation", _changed(lambda log: _version(log, 7), breaker={"generation": 5})),
     Forgery("a probe of an odd lease", _changed(_probe, breaker={"generation": 3})),

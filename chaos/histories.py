@@ -1,5 +1,7 @@
-"""Random real runs and the audit logs they leave: several processes on one store, failing resets, breakers, forces, fences,
-restores and crashes.  A seed decides everything, so that a history that is refused can be made again.
+"""Random real runs of several processes on one store, and the audit logs they leave.
+
+Resets fail, breakers open, an operator forces and fences, states are restored, and processes die.  A seed decides
+everything, so that a history that is refused can be made again.
 
 Each process is a store of its own over one LMDB environment, as in `chaos/drive.py`: what it runs is real, its clock is set by
 hand, and its death lets go of its file of marks as the end of a process does.  Attempts of several processes lie in each
@@ -13,7 +15,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from statemachine import (
     BodyWeight,
@@ -28,7 +30,7 @@ from statemachine import (
     StoreFull,
     StoreLimits,
 )
-from statemachine.breaker import GlobalBreakerPolicy
+from statemachine.breaker import Forced, GlobalBreakerPolicy
 from statemachine.clock import from_us
 from statemachine.erasure import forget, prune_audit
 from statemachine.requarantine import replay
@@ -41,8 +43,16 @@ from statemachine.transaction import Attempt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BY: Final = {"actor": "chaos@example.org", "reason": "a random history"}
+
+
+class _By(TypedDict):
+    actor: str
+    reason: str
+
+
+BY: Final[_By] = {"actor": "chaos@example.org", "reason": "a random history"}
 KG: Final = 80.0
+_WORDS: Final[tuple[Forced, ...]] = ("forced-open", "forced-closed", "forced-closed", "metrics-only")
 _LIMITS: Final = StoreLimits(map_bytes=1 << 24, map_bytes_max=1 << 28)
 
 
@@ -109,7 +119,8 @@ class World:
         self.ids = CountingIds()
         self.estimator = BodyWeight()
         Store.open(path, durability="process", clock=self.clock, ids=self.ids, estimator=self.estimator).close()
-        self.engine = door.Engine(path, sync=False, map_bytes=1 << 24, map_bytes_max=1 << 28, writer_wait_s_max=5.0, clock=self.clock)
+        self.engine = door.Engine(path, sync=False, map_bytes=1 << 24, map_bytes_max=1 << 28, writer_wait_s_max=5.0,
+                                  clock=self.clock)
         self._records = list(self.engine.scan(b"\0", b"\xff" * 8))
         self._meta = Store.meta(_Reader(self.engine))  # type: ignore[arg-type]
         self.processes: list[Process] = []
@@ -178,8 +189,8 @@ class World:
         number = self.rng.randrange(len(self.processes))
         process = self.processes[number]
         steps: list[tuple[int, Callable[[Process], None]]] = [
-            (22, self._begin), (40, self._go_on), (12, self._measure_some), (3, self._failing_series), (3, self._leave), (6, self._cool),
-            (3, self._force), (2, self._restore), (2, self._surprise), (1, self._replay),
+            (22, self._begin), (40, self._go_on), (12, self._measure_some), (3, self._failing_series), (3, self._leave),
+            (6, self._cool), (3, self._force), (2, self._restore), (2, self._surprise), (1, self._replay),
         ]
         if self._shape.erasing:
             steps.append((2, self._erase))
@@ -212,7 +223,7 @@ class World:
             return self._begin(process)
         tx = self.rng.choice(process.open)
         what = self.rng.random()
-        if tx.phase.value == "snapshotted" and what < 0.8 or what < 0.25:
+        if what < (0.8 if tx.phase.value == "snapshotted" else 0.25):
             tx.apply("another level", self._moved)
             return None
         process.open.remove(tx)
@@ -278,7 +289,8 @@ class World:
         rows = []
         for _ in range(self.rng.randint(1, 6)):
             self.clock.advance(3_600.0)
-            rows.append(Measurement(user=user, at=from_us(self.clock.now_us()), weight_kg=level + self.rng.gauss(0.0, 0.1), source="scale"))
+            at, weight_kg = from_us(self.clock.now_us()), level + self.rng.gauss(0.0, 0.1)
+            rows.append(Measurement(user=user, at=at, weight_kg=weight_kg, source="scale"))
         Processor(process.manager).process_batch(rows)
 
     def _replay(self, process: Process) -> None:
@@ -300,7 +312,8 @@ class World:
         if process.manager.breaker(whose).mode != "closed":
             process.manager.release_breaker(whose, **BY)
             return
-        process.manager.force_breaker(whose, self.rng.choice(("forced-open", "forced-closed", "forced-closed", "metrics-only")), **BY)  # type: ignore[arg-type]
+        mode: Forced = self.rng.choice(_WORDS)
+        process.manager.force_breaker(whose, mode, **BY)
 
     def _fence(self, process: Process) -> None:
         others = [p for p in self.processes if p is not process]
@@ -328,5 +341,5 @@ def world() -> Iterator[World]:
 
 
 def shape_of(seed: int) -> Shape:
-    """What may happen in the history of a seed: most are of users alone, one in four has a global breaker, one in eight erases."""
+    """What may happen in the history of a seed: one in four has a global breaker, and one in eight erases."""
     return Shape(users_max=2 if seed % 4 == 3 else None, erasing=seed % 8 == 5, global_words=seed % 4 == 3)

@@ -1,4 +1,4 @@
-"""The monitor: is an audit log a behaviour of the protocol, and if not, at which row does it stop being one?
+"""The monitor decides whether an audit log is a behaviour of the protocol, and if not, at which row it stops being one.
 
 It goes once over the rows, in their order, and keeps what they tell: of each user the newest version and who wrote which,
 and of each breaker its mode and generation.  A row that contradicts what was told before ends it.  What a log does not
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 EVENT_OF_KIND: Final = {"revocation": "reset.revoked", "restore": "state.restored", "rebuild": "state.rebuilt"}
+MOVED_BY: Final = {"rolled_back": ("breaker.opened", "open"), "committed": ("breaker.closed", "closed")}
 MOVES: Final = {"breaker.opened", "breaker.closed"}
 FORCES: Final = {"breaker.forced", "breaker.released"}
 ANCHORS: Final = {"user.forgotten", "audit.pruned"}
@@ -64,7 +65,7 @@ class Verdict(NamedTuple):
 class _User:
     """What the log has told of one user by now."""
 
-    __slots__ = ("authors", "blind", "doubted", "breaker", "deaths", "failed", "head", "since", "won")
+    __slots__ = ("authors", "blind", "breaker", "deaths", "doubted", "failed", "head", "since", "won")
 
     def __init__(self, *, known: bool, doubted: bool = False) -> None:
         self.head = 0
@@ -233,7 +234,8 @@ class Monitor:
         wrote = user.authors.get(base)
         if author is not None and author != wrote and self._nobody.get(author, -1) != base:
             if author not in self._ended:
-                raise Wrong("INV-03", f"attempt {author} is said to have written version {base}, and has no outcome before this row")
+                raise Wrong("INV-03", f"attempt {author} is said to have written version {base}, and has no outcome before "
+                            "this row")
             raise Wrong("INV-02", f"version {base} was written by {wrote or 'a measurement'}, not by attempt {author}")
         if author is None and wrote is not None and row.kind != "rebuild":
             raise Wrong("INV-02", f"version {base} was written by attempt {wrote}, and this attempt found a measurement there")
@@ -262,7 +264,7 @@ class Monitor:
         mode, generation = seen.mode or "", seen.generation
         if mode in ("open", "forced-open"):
             raise Wrong("INV-07", f"user code ran although the user's breaker was {mode}")
-        event, to = {"rolled_back": ("breaker.opened", "open"), "committed": ("breaker.closed", "closed")}.get(row.outcome or "", ("", ""))
+        event, to = MOVED_BY.get(row.outcome or "", ("", ""))
         told = (attempt, "user", event) in self._moves
         gauge.lenient = not self.common.known or self.common.mode in WAITS
         known = gauge.known
@@ -290,7 +292,8 @@ class Monitor:
         error, gauge = row.error or "", user.breaker
         if row.outcome == "refused":
             if _SUSPECT in error and not user.blind and not user.deaths[row.base or 0]:
-                raise Wrong("INV-03", f"it was refused as suspect, and no attempt from version {row.base} is told to have been interrupted")
+                raise Wrong("INV-03", f"it was refused as suspect, and no attempt from version {row.base} is told to have been "
+                            "interrupted")
             gauge.refused(generation, row.attempt_id or "", may_have_held="global" in error or not error)
             return
         if row.outcome == "interrupted":
@@ -306,7 +309,8 @@ class Monitor:
         if not isinstance(attempt, str) or scope not in ("user", "global"):
             raise Wrong("INV-07", f"the row {event} names neither the attempt that caused it nor whose breaker it is")
         if attempt not in self._ended:
-            raise Wrong("INV-07", f"attempt {attempt} is said to have moved the {scope} breaker, and has no outcome before this row")
+            raise Wrong("INV-07", f"attempt {attempt} is said to have moved the {scope} breaker, and has no outcome before "
+                        "this row")
         if self._pending.pop((attempt, scope), None) is None:
             raise Wrong("INV-07", f"the outcome of attempt {attempt} cannot have moved the {scope} breaker")
         to, generation = row.details.get("to"), _number(row, "generation")
@@ -330,11 +334,13 @@ class Monitor:
         claimed = int(found[1] or found[3]) if found else 0
         if user is not None and not user.blind:
             if row.details.get("reason") == "failures" and claimed > sum(user.failed.values()):
-                raise Wrong("INV-07", f"{claimed} resets in a row are said to have failed, and {sum(user.failed.values())} are told")
+                raise Wrong("INV-07", f"{claimed} resets in a row are said to have failed, and {sum(user.failed.values())} are "
+                            "told")
             if row.event == "breaker.closed" and claimed > user.won:
                 raise Wrong("INV-07", f"{claimed} probes in succession are said to have succeeded, and {user.won} are told")
         elif user is None and self._known and row.details.get("reason") == "users" and claimed > len(self._failing):
-            raise Wrong("INV-11", f"the resets of {claimed} users are said to have failed, and those of {len(self._failing)} are told")
+            raise Wrong("INV-11", f"the resets of {claimed} users are said to have failed, and those of {len(self._failing)} "
+                        "are told")
         if user is not None:
             user.failed.clear()
             user.won = 0

@@ -25,7 +25,8 @@ from statemachine import Store, audit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HISTORIES = int(os.environ.get("RESETGUARD_HISTORIES", "1000"))
+HISTORIES = 200
+HISTORIES_LONG = 1_000
 FOLLOWED = 60
 LEFT_OUT_SHARE_MAX = 0.2
 needs_spin = pytest.mark.skipif(
@@ -61,11 +62,12 @@ def written(path: Path, log: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_the_logs_of_random_real_runs_are_accepted() -> None:
+@pytest.mark.parametrize("histories", [HISTORIES, pytest.param(HISTORIES_LONG, marks=pytest.mark.slow)])
+def test_the_logs_of_random_real_runs_are_accepted(histories: int) -> None:
     seen: Counter[str] = Counter()
     full = part = 0
     with world() as place:
-        for seed in range(HISTORIES):
+        for seed in range(histories):
             log = rows.of_dicts(place.run(seed, shape_of(seed)))
             verdict = monitor.judge(log)
             assert verdict.accepted, f"seed {seed}: {verdict.rejected}"
@@ -164,7 +166,8 @@ def test_the_log_of_killed_processes_is_accepted(tmp_path: Path) -> None:
             day = number // 20 + (60 if number > 3_000 else 0)
             month = 1 + day // 28 % 12
             weight = 70 + rng.gauss(0, 0.2) + (15 if rng.random() < 0.02 else 0)
-            file.write(f"u{number % 20},{2020 + day // 336}-{month:02d}-{1 + day % 28:02d}T08:{number % 60:02d}:00Z,{weight:.2f},kg,scale\n")
+            at = f"{2020 + day // 336}-{month:02d}-{1 + day % 28:02d}T08:{number % 60:02d}:00Z"
+            file.write(f"u{number % 20},{at},{weight:.2f},kg,scale\n")
     command = [sys.executable, "-m", "statemachine.cli", "process", str(source), "--store", str(store), "--json"]
     for _ in range(3):
         victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
