@@ -5,7 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.needs_version = ">=2025.10"
-nox.options.sessions = ["lint", "types", "tests"]  # the tests come last, so that a log ends with their result
+nox.options.sessions = ["lint", "types", "spec", "tests"]  # the tests come last, so that a log ends with their result
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
 nox.options.error_on_missing_interpreters = False  # `tests_all` reports each one it had to skip
@@ -37,6 +37,13 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
     else:
         session.run("pytest", "-n", "auto", *QUICK, "--cov")
+
+
+@nox.session
+def spec(session: nox.Session) -> None:
+    """The models of `specs/` searched by SPIN, refuted without each safeguard, and driven on the library, edge by edge."""
+    session.install("-e", ".[chaos]")
+    session.run("python", "-m", "chaos", "spec", *session.posargs)
 
 
 @nox.session(python=SUPPORTED)

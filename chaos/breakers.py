@@ -142,7 +142,7 @@ class Gauge:
             raise Wrong("INV-07", f"the breaker is said to have been {before}; the log tells {self._of(generation - 1)}")
 
     def jumped(self, before: object, to: str, generation: int, *, by_probe: bool = False) -> None:
-        """A move whose row is the first that tells of it: an operator's, or the global breaker's, which a probe may have moved."""
+        """A move whose row is the first that tells of it: an operator's, or the global breaker's, perhaps by a probe."""
         if self.known:
             ahead = generation - 1 - self.generation
             if before == "half-open" and self.mode in WAITS and ahead >= (self.mode == "open") and (ahead % 2 or not by_probe):

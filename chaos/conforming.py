@@ -11,6 +11,7 @@ import typer
 from chaos import follow, monitor, rows
 from chaos.monitor import Verdict
 from chaos.rows import BadLog, Row
+from statemachine import audit
 from statemachine.cli import console
 from statemachine.errors import InvalidInput
 
@@ -48,6 +49,7 @@ def conform(
 
     Example: resetguard audit list --json --store ./state > log; python -m chaos conform log
     """
+    audit.configure_for_command(verbose=False)
     with console.command():
         judged = judge(_read(file, store), spin=not no_spin)
         if json:

@@ -85,7 +85,7 @@ def paths(graph: Graph) -> Iterator[list[tuple[int, Edge]]]:
                 parent[edge.to] = (state, edge)
                 order.append(edge.to)
     taken = [0] * len(graph.states)
-    for start in reversed(order):
+    for start in order:
         while taken[start] < len(graph.edges[start]):
             path: list[tuple[int, Edge]] = []
             back = parent[start]

@@ -1,6 +1,6 @@
 /* reset.pml -- the resets of one user: attempts of several processes, their marks, the breaker, crashes, and recovery.
  *
- * Bounds: NR processes, NA attempts each; environment budgets CRASHES, CUTS (of power), FENCES, FORCES (an operator's
+ * Bounds: NR processes, NA attempts each (the last one NB); environment budgets CRASHES, CUTS (of power), FENCES, FORCES (an operator's
  * word on the breaker), FAULTS (commits that fail or stay in doubt), INVALID (candidates), MEAS (measurements accepted meanwhile); THRESH
  * failures open the breaker, SMAX deaths make an input suspect.
  *
@@ -11,6 +11,9 @@
 #endif
 #ifndef NA
 #define NA 2
+#endif
+#ifndef NB
+#define NB NA                  /* attempts of the last process */
 #endif
 #ifndef CRASHES
 #define CRASHES 1
@@ -77,6 +80,7 @@
 #define W_CUT_KEPT_MARKS    37
 #define W_CUT_LOST_MARKS    38
 #define W_LEASE_FENCED      39
+#define W_SETTLE_FENCED     53
 #define W_CRASH_IN          40 /* + phase of the process that died, up to 52 */
 
 #include "common.pml"
@@ -88,7 +92,7 @@ bit     bad_head;              /* the stored state breaks a rule */
 num     author[NV];            /* who wrote a version: attempt + 1, BY_MEAS, or nobody */
 byte    out[A];                /* an attempt's outcome in the audit log */
 byte    rows[A];               /* how many outcome rows it has */
-bit     key[NR];               /* the owner's key: without it nothing of that owner can be committed */
+bit     key[NR];               /* the key of the process's present owner: without it nothing of that owner can be committed */
 Breaker b;
 int     died;                  /* deaths of processes while this input ran: two bits for each base version */
 /* [marks] in the owner's file: they survive the process */
@@ -406,11 +410,18 @@ inline FINISH(r) {             /* the caller is told */
 inline DIE(r) {                /* the process ends; its marks stay in a file that nobody locks any more */
   i = r * NA;
   do :: i < (r + 1) * NA -> if :: mark[i] != FREE -> orphan[i] = 1 :: else fi; i++ :: else -> break od;
-  FORGET(r); phase[r] = DOWN
+  FORGET(r); key[r] = 0; phase[r] = DOWN
 }
 inline REOPEN(r) { key[r] = 1; fenced[r] = 0; phase[r] = OPENING }     /* one transaction: a new owner, with a new key */
 
 inline SETTLE(r, q) {          /* one transaction of r, for what q's dead process left: each attempt gets its one outcome */
+  if
+  :: FENCED(r) && phase[r] == ASKING -> mark[CUR(r)] = ENDED + O_ROLLEDBACK; FORGET(r); phase[r] = IDLE; SAW(W_SETTLE_FENCED)
+  :: FENCED(r) && phase[r] == OPENING -> phase[r] = DOWN
+  :: else -> SETTLE_MARKS(r, q)
+  fi
+}
+inline SETTLE_MARKS(r, q) {
   i = q * NA;
   do
   :: i < (q + 1) * NA ->
@@ -478,12 +489,14 @@ inline LEFT_BY(q) {            /* n: how many marks a dead process of q left */
 #else
 #define SETTLES(r, q) ((phase[r] == OPENING || (phase[r] == ASKING && b.probe != 0 && (b.probe - 1) / NA != r)) && LEFT(q))
 #endif
-#ifdef EMIT                    /* the driver's operator settles as a fence does, and owners are settled in their order */
+#ifdef EMIT                    /* where the library does at once, or in an order, what the model may do apart */
 #define IN_ORDER (!LEFT(0))
 #define ALL_SETTLED (!LEFT(0) && !LEFT(NR - 1))
+#define NOBODY_ASKS (phase[0] != ASKING && phase[NR - 1] != ASKING)
 #else
 #define IN_ORDER (true)
 #define ALL_SETTLED (true)
+#define NOBODY_ASKS (true)
 #endif
 #define ENDED_IN(r) ((mark[r * NA] >= ENDED && !orphan[r * NA]) || (mark[r * NA + NA - 1] >= ENDED && !orphan[r * NA + NA - 1]))
 
@@ -493,7 +506,7 @@ proctype Process(byte r) {
 #endif
 end:
   do
-  :: d_step { phase[r] == IDLE && used[r] < NA && MAY("begin", ME) -> PRE; BEGIN(r); POST("begin", ME) }
+  :: d_step { phase[r] == IDLE && used[r] < (r == NR - 1 -> NB : NA) && MAY("begin", ME) -> PRE; BEGIN(r); POST("begin", ME) }
   :: d_step { phase[r] == ASKING && !SETTLES(r, 0) && !SETTLES(r, NR - 1) && MAY("ask", ME) -> PRE; ASK(r); POST("ask", ME) }
   :: d_step { phase[r] == LEASING && MAY("lease", ME) -> PRE; LEASE(r); POST("lease", ME) }
   :: d_step { FREE_TO_RUN(r) && wP[r] == base[r] && MAY("mutate", ME) -> PRE; MUTATE(r); POST("mutate", ME) }
@@ -536,7 +549,7 @@ proctype World() {
 end:
   do
 #ifndef M_NO_COOLDOWN
-  :: d_step { b.mode == OPEN && !b.cooled && MAY("cool", 0) -> PRE; b.cooled = 1; POST("cool", 0) }
+  :: d_step { b.mode == OPEN && !b.cooled && NOBODY_ASKS && MAY("cool", 0) -> PRE; b.cooled = 1; POST("cool", 0) }
 #endif
 #ifdef M_FORCED_TIMER
   :: d_step { b.mode == FORCED_OPEN && !b.cooled -> b.cooled = 1; CHECK() }

@@ -141,9 +141,10 @@ class Marks:
         self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the lock and leave the file for the next owner to settle."""
-        self._map.close()
-        os.close(self._descriptor)
+        """Let go of the lock and leave the file for the next owner to settle; a second call does nothing."""
+        if not self._map.closed:
+            self._map.close()
+            os.close(self._descriptor)
 
     def forget_in_child(self) -> None:
         """In a forked child: close the file, so that the child does not keep the parent's lock."""

@@ -1,0 +1,144 @@
+"""The library does what the model does, step for step, and breaking it on purpose is found.
+
+The whole of it runs by `python -m chaos spec`; here small bounds are driven, and the library is broken in the ways that
+the model is there to find.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chaos import graph, obligations, spin, tied
+from chaos.drive import drive, moves
+from chaos.world import Difference
+from statemachine import breaker
+from statemachine.machine import NEXT, Phase
+from statemachine.marks import RUNNING
+from statemachine.store import committer, settle
+from statemachine.store import draft as draft_module
+from statemachine.store.draft import Draft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chaos.graph import Graph
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("spin") and shutil.which("gcc")) and not os.environ.get("CI"), reason="SPIN is missing; CI installs it",
+)
+
+
+@pytest.fixture(scope="module")
+def two() -> Graph:
+    """Two processes with an attempt each, one of them with a candidate that breaks a rule."""
+    return graph.explored("reset", tied.bounds(NA=1, INVALID=1))
+
+
+@pytest.fixture(scope="module")
+def dying() -> Graph:
+    """One process with two attempts, which dies once."""
+    return graph.explored("reset", tied.bounds(NR=1, NA=2, CRASHES=1))
+
+
+@pytest.fixture(scope="module")
+def forced() -> Graph:
+    """Two processes with an attempt each, and an operator's word on the breaker."""
+    return graph.explored("reset", tied.bounds(NA=1, FORCES=1))
+
+
+def test_the_library_takes_every_edge_of_the_model(two: Graph, dying: Graph) -> None:
+    for explored in (two, dying):
+        done = drive(explored)
+        assert done.edges == sum(map(len, explored.edges))
+        assert done.refusals > done.states
+
+
+def test_the_phases_that_spin_explored_are_those_of_the_machine(two: Graph) -> None:
+    assert tied.table_differs(set(moves(two))) == ""
+
+
+@pytest.mark.parametrize("broken", ["added", "removed"])
+def test_a_phase_edge_added_or_removed_is_found(two: Graph, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    if broken == "added":
+        monkeypatch.setitem(NEXT, (Phase.ROLLEDBACK, "commit"), Phase.COMMITTED)
+    else:
+        monkeypatch.delitem(NEXT, (Phase.MUTATING, "roll_back"))
+    assert "only in" in tied.table_differs(set(moves(two)))
+    with pytest.raises((Difference, Exception), match=r"not refused|cannot|may not|in phase|rolledback|roll_back"):
+        drive(two)
+
+
+def found(explored: Graph, match: str) -> None:
+    with pytest.raises(Difference, match=match):
+        drive(explored)
+
+
+def test_a_missing_compare_and_set_is_found(two: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = committer._judged
+
+    def blind(txn: Any, draft: Draft, *others: Any) -> Any:
+        draft.expected.clear()
+        return real(txn, draft, *others)
+
+    monkeypatch.setattr(committer, "_judged", blind)
+    found(two, "in the model")
+
+
+def test_an_outcome_in_a_second_transaction_is_found(two: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = committer.Committer.commit
+
+    def split(self: Any, draft: Draft) -> Any:
+        if draft.puts and draft.entries:
+            draft.seal()
+            first = Draft(self.engine)
+            first.puts, draft.puts = draft.puts, {}
+            first.expected, draft.expected = draft.expected, {}
+            real(self, first)
+        return real(self, draft)
+
+    monkeypatch.setattr(committer.Committer, "commit", split)
+    found(two, "2 transactions, and is one step")
+
+
+def test_a_result_that_counts_without_its_generation_is_found(forced: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., Any] = breaker.settle
+
+    def late(record: Any, *others: Any, **named: Any) -> Any:
+        return real(record, *others, **{**named, "generation": record.generation})
+
+    monkeypatch.setattr(draft_module, "settle", late)
+    found(forced, r"b\.\w+ is")
+
+
+def test_a_recovery_that_forgets_a_mark_is_found(dying: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., Any] = settle._settle
+
+    def forgetful(draft: Draft, mark: Any, *others: Any) -> int:
+        return 0 if mark.state == RUNNING else int(real(draft, mark, *others))
+
+    monkeypatch.setattr(settle, "_settle", forgetful)
+    found(dying, "out is|rows is")
+
+
+def test_each_branch_that_is_demanded_has_a_number_of_its_own() -> None:
+    for model in ("reset", "containment", "batch", "history"):
+        numbers = list(obligations.witnesses(model).values())
+        assert len(numbers) == len(set(numbers)) > 10
+
+
+def test_a_mutant_that_nothing_refutes_is_no_success() -> None:
+    """The check itself can fail: a safeguard that the model does not know, and one refuted by another property."""
+    harmless = obligations.Mutant("OF_NOTHING", "history", ("FLIPS=0", "RULES=0", "NV=2"), "INV-01", "moved_aside")
+    assert "nothing refutes it" in obligations.refute(harmless).why
+    other = obligations.Mutant("PIN_MOVES", "history", (), "INV-05", "newest==given")
+    assert "and not by INV-05" in obligations.refute(other).why
+
+
+def test_a_machine_without_spin_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(spin.SpinMissing, match=r"spin and gcc not found; install with `apt-get install spin gcc`"):
+        spin.require()
