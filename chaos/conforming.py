@@ -101,7 +101,8 @@ def as_dict(judged: Judged) -> dict[str, Any]:
 
 def _print(judged: Judged) -> None:
     v, f = judged.verdict, judged.followed
-    parts = f"{v.in_full} rows in full" + (f", {v.in_part} in part, since rows before them or who they are about is not there" if v.in_part else "")
+    part = f", {v.in_part} in part, since rows before them or who they are about is not there" if v.in_part else ""
+    parts = f"{v.in_full} rows in full{part}"
     unknown = f"; {v.unknown} of events that this version does not know" if v.unknown else ""
     pairs: list[tuple[str, object]] = [("judged", f"{parts}, of {v.users} users{unknown}")]
     if v.rejected is not None:
