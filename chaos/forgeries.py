@@ -286,7 +286,8 @@ FORGERIES: Final = (
         lambda log: _one(log, "breaker.forced"), lambda log: _one(log, "breaker.released"))),
     Forgery("a later generation", _changed(lambda log: _version(log, 7), breaker={"generation": 9})),
     Forgery("an earlier generation", _changed(lambda log: _version(log, 7), breaker={"generation": 5})),
-    Forgery("a probe of an odd lease", _changed(_probe, breaker={"generation": 3})),
+    Forgery("a probe of a generation that had passed", _changed(_probe, breaker={"generation": 3})),
+    Forgery("a probe of a generation that is no lease", _changed(_probe, breaker={"generation": 5})),
     Forgery("a breaker that opens into the wrong generation", _changed(
         lambda log: _one(log, "breaker.opened"), details={"generation": 2}, breaker={"generation": 2})),
     Forgery("a force into the wrong generation", _changed(lambda log: _one(log, "breaker.forced"), details={"generation": 7})),
