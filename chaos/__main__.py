@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chaos import obligations, spin, tied
+from chaos import conforming, obligations, spin, tied
 from chaos.obligations import Verdict
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -43,6 +43,9 @@ def spec(
     typer.echo(f"{failed} not met" if failed else "all met")
     if failed:
         raise typer.Exit(1)
+
+
+conforming.register(app)
 
 
 def _line(verdict: Verdict) -> str:

@@ -57,7 +57,10 @@ def defines(model: str) -> dict[str, int]:
     return {name: int(number) for name, number in _DEFINE.findall(text)}
 
 
-def compiled(model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False) -> Path:
+def compiled(  # noqa: PLR0913 - what a verifier is made for
+    model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False,
+    flags: tuple[str, ...] = (),
+) -> Path:
     """A verifier of `model` in `directory`; `settings` are its bounds and switches, as NAME or NAME=NUMBER."""
     require()
     for source in MODELS.glob("*.pml"):
@@ -67,7 +70,7 @@ def compiled(model: str, directory: Path, settings: tuple[str, ...], *, live: bo
     _run(["spin", "-a", *(f"-D{setting}" for setting in settings), f"{model}.pml"], directory)
     kind = ["-DNFAIR=6"] if live else ["-DSAFETY"]
     kind += [] if reduced else ["-DNOREDUCE"]
-    _run(["gcc", "-w", "-O2", *kind, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
+    _run(["gcc", "-w", "-O2", *kind, *flags, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
     return directory / "pan"
 
 
@@ -107,3 +110,29 @@ def _read(text: str, seconds: float) -> Found:
     complete = "Search not completed" not in text and "max search depth too small" not in text
     seen = {int(n): int(count) for n, count in re.findall(r"^SEEN (\d+) (\d+)$", text, re.MULTILINE)}
     return Found(int(states[1]), int(transitions[1]), refuted, complete, seen, seconds)
+
+
+class Answer(NamedTuple):
+    """What a verifier says that followed a log.
+
+    `rejected_at`: how many lines it could explain before it strayed, None where it did not; then what the breaker's mode
+    and generation and the head's author are in the end.
+    """
+
+    rejected_at: int | None
+    mode: int = 0
+    generation: int = 0
+    author: int = 0
+
+
+def followed(pan: Path, directory: Path, name: str) -> Answer:
+    """Have a verifier that was made with FOLLOW follow the log in the file `name`."""
+    text = _run([str(pan), "-E", f"-m{DEPTH_MAX}", "-w18"], directory, {"FOLLOW": name})
+    strayed = re.search(r"^REJECTED (\d+)$", text, re.MULTILINE)
+    if strayed is not None:
+        return Answer(int(strayed[1]))
+    found = re.search(r"^ACCEPTED (\d+) (\d+) (\d+)$", text, re.MULTILINE)
+    if found is None:
+        message = f"SPIN's verifier neither followed the log nor strayed from it: {text[-2_000:]}"
+        raise RuntimeError(message)
+    return Answer(None, *map(int, found.groups()))

@@ -61,8 +61,9 @@ c_code { \#include "emit.h" }
 #elif defined(FOLLOW)
 c_code { \#include "follow.h" }
 #define PRE       c_code { follow_pre(); }
-#define POST(n,r) c_code { follow_post(); }
+#define POST(n,r) c_code { follow_post(n, r); }
 #define MAY(n,r)  (!strayed)
+hidden int limit;              /* how many failures open a breaker, or probes close it: the log says when they did */
 #else
 #define PRE       skip
 #define POST(n,r) CHECK()
@@ -84,6 +85,9 @@ c_code {
 #define W_FAILURES_OPEN     5
 #define W_PROBE_COUNTS      6
 
+#ifdef FOLLOW
+#define OKS limit
+#endif
 #ifndef OKS
 #define OKS 1                  /* successful probes in succession that close a breaker */
 #endif

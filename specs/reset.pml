@@ -33,6 +33,9 @@
 #ifndef MEAS
 #define MEAS 1
 #endif
+#ifdef FOLLOW
+#define THRESH limit
+#endif
 #ifndef THRESH
 #define THRESH 2
 #endif
@@ -118,6 +121,7 @@ num     unsynced;              /* the attempt + 1 whose commit is in the page ca
 #ifdef FOLLOW
 int     ti;                    /* the next row of the recorded log */
 bit     strayed;               /* the step contradicts the log */
+hidden byte suspect[NR];       /* the log says that this attempt was refused as one */
 #endif
 
 #define CUR(r)  (r * NA + used[r] - 1)
@@ -177,10 +181,18 @@ inline ROW(a, o) { out[a] = o; rows[a]++ }
 /* INV-07: a result of an earlier generation changes nothing; LOOK before it and SAME after it. */
 inline LOOK()   { was_mode = b.mode; was_fails = b.fails; was_gen = b.gen }
 inline SAME(r)  { assert(gen[r] == was_gen || (b.mode == was_mode && b.fails == was_fails && b.gen == was_gen)) }
+#ifdef FOLLOW
+#define CLEAR(r) skip
+#else
 inline CLEAR(r) { died = died & ~(3 << (2 * base[r])) }    /* that attempt has completed: it is no suspect any more */
+#endif
 inline BLAME(a) {                                          /* the input of attempt a, at its base version, is suspect */
   assert(mark[a] == RUNNING);                              /* INV-07: killing a healthy process blames nobody */
+#ifdef FOLLOW
+  skip
+#else
   died = died + (1 << (2 * mbase[a]))
+#endif
 }
 inline FORGET(r) { base[r] = 0; gen[r] = 0; wx[r] = 0; wP[r] = 0; bad[r] = 0; susp[r] = 0 }
 
@@ -225,8 +237,10 @@ inline REFUSE(r)  { mark[CUR(r)] = ENDED + O_REFUSED; phase[r] = REFUSED }
 #else
 #define COOLED ((b.mode == OPEN && b.cooled) || (b.mode == HALF && b.probe == 0))
 #endif
-#ifdef M_NO_SUSPECT
+#if defined(M_NO_SUSPECT)
 #define IS_SUSPECT(r) (false)
+#elif defined(FOLLOW)
+#define IS_SUSPECT(r) (suspect[r])                         /* a row does not tell its input */
 #else
 #define IS_SUSPECT(r) (DIED(base[r]) >= SMAX)
 #endif
@@ -470,7 +484,11 @@ inline LEFT_BY(q) {            /* n: how many marks a dead process of q left */
 
 /* What user code, the caller and the operating system may do next.  OTHER is the process that is not r, for two. */
 #define LEFT(q)     (orphan[(q) * NA] || orphan[(q) * NA + NA - 1])
+#ifdef FOLLOW                  /* each attempt has a process of its own, which settles what it left itself */
+#define SETTLES(r, q) (phase[r] == OPENING && LEFT(r))
+#else
 #define SETTLES(r, q) ((phase[r] == OPENING || (phase[r] == ASKING && b.probe != 0 && (b.probe - 1) / NA != r)) && LEFT(q))
+#endif
 #ifdef EMIT                    /* where the library does at once, or in an order, what the model may do apart */
 #define IN_ORDER (!LEFT(0))
 #define ALL_SETTLED (!LEFT(0) && !LEFT(NR - 1))
@@ -483,6 +501,9 @@ inline LEFT_BY(q) {            /* n: how many marks a dead process of q left */
 #define ENDED_IN(r) ((mark[r * NA] >= ENDED && !orphan[r * NA]) || (mark[r * NA + NA - 1] >= ENDED && !orphan[r * NA + NA - 1]))
 
 proctype Process(byte r) {
+#ifdef FOLLOW
+  byte own = r;
+#endif
 end:
   do
   :: d_step { phase[r] == IDLE && used[r] < (r == NR - 1 -> NB : NA) && MAY("begin", ME) -> PRE; BEGIN(r); POST("begin", ME) }
@@ -504,8 +525,12 @@ end:
   :: d_step { phase[r] == IDLE && key[r] && ENDED_IN(r) && MAY("flush", ME) -> PRE; FLUSH(r); POST("flush", ME) }
   :: d_step { phase[r] == IDLE && !key[r] && MAY("close", ME) -> PRE; DIE(r); POST("close", ME) }
   :: d_step { phase[r] == DOWN && MAY("reopen", ME) -> PRE; REOPEN(r); POST("reopen", ME) }
+#ifdef FOLLOW
+  :: d_step { SETTLES(r, r) && MAY("settle", ME) -> PRE; SETTLE(r, own); POST("settle", ME) }
+#else
   :: d_step { SETTLES(r, 0) && MAY("settle 0", ME) -> PRE; SETTLE(r, 0); POST("settle 0", ME) }
   :: d_step { SETTLES(r, NR - 1) && IN_ORDER && MAY("settle 1", ME) -> PRE; SETTLE(r, NR - 1); POST("settle 1", ME) }
+#endif
   :: d_step { phase[r] == OPENING && !LEFT(0) && !LEFT(NR - 1) && MAY("opened", ME) -> PRE; phase[r] = IDLE; POST("opened", ME) }
   /* what the environment may do to r: bounded, and never obliged to happen */
   :: d_step { crashes < CRASHES && phase[r] != DOWN && MAY("crash", ME) ->
@@ -534,7 +559,12 @@ end:
   :: d_step { forces < FORCES && MAY("force open", 0) -> PRE; forces++; B_FORCED(b, FORCED_OPEN); SAW(W_FORCED); POST("force open", 0) }
   :: d_step { forces < FORCES && MAY("force closed", 0) ->
               PRE; forces++; B_FORCED(b, FORCED_CLOSED); SAW(W_FORCED); POST("force closed", 0) }
-  :: d_step { (b.mode == FORCED_OPEN || b.mode == FORCED_CLOSED) && MAY("release", 0) ->
+#ifdef FOLLOW                  /* an operator may release any breaker */
+#define HELD (true)
+#else
+#define HELD (b.mode == FORCED_OPEN || b.mode == FORCED_CLOSED)
+#endif
+  :: d_step { HELD && MAY("release", 0) ->
               PRE; B_CLOSED(b); died = 0; SAW(W_RELEASED); POST("release", 0) }
   :: d_step { cuts < CUTS && MAY("power cut, marks kept", 0) -> PRE; CUT(true); SAW(W_CUT_KEPT_MARKS); POST("power cut, marks kept", 0) }
   :: d_step { cuts < CUTS && MAY("power cut, marks lost", 0) -> PRE; CUT(false); SAW(W_CUT_LOST_MARKS); POST("power cut, marks lost", 0) }
@@ -550,6 +580,9 @@ init {
 #endif
     do :: k < NR -> key[k] = 1; run Process(k); k++ :: else -> break od;
     run World(); k = 0
+#ifdef FOLLOW
+    ; c_code { follow_keys(); }
+#endif
   }
 #ifdef FOLLOW
   ; d_step { c_expr { now.ti == follow_rows } && !strayed -> c_code { follow_accept(); } }

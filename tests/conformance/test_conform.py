@@ -1,0 +1,225 @@
+"""Audit logs of real runs are behaviours of the protocol, forged ones are not, and `conform` says where they stop being one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chaos import follow, monitor, rows
+from chaos.forgeries import FORGERIES, Forgery, forged, scene
+from chaos.histories import shape_of, world
+from statemachine import Store, audit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HISTORIES = 200
+HISTORIES_LONG = 1_000
+FOLLOWED = 60
+LEFT_OUT_SHARE_MAX = 0.2
+needs_spin = pytest.mark.skipif(
+    "CI" not in os.environ and (shutil.which("spin") is None or shutil.which("gcc") is None),
+    reason="spin or gcc is not installed: `apt-get install spin gcc`",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> None:
+    audit.configure_for_command(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def follower() -> Iterator[follow.Follower]:
+    with follow.follower() as made:
+        yield made
+
+
+@cache
+def _scene() -> list[dict[str, Any]]:
+    with world() as place:
+        return scene(place)
+
+
+def conform(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "chaos", "conform", *map(str, arguments)], capture_output=True, text=True,
+                          check=False, cwd=Path(__file__).parents[2])
+
+
+def written(path: Path, log: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("histories", [HISTORIES, pytest.param(HISTORIES_LONG, marks=pytest.mark.slow)])
+def test_the_logs_of_random_real_runs_are_accepted(histories: int) -> None:
+    seen: Counter[str] = Counter()
+    full = part = 0
+    with world() as place:
+        for seed in range(histories):
+            log = rows.of_dicts(place.run(seed, shape_of(seed)))
+            verdict = monitor.judge(log)
+            assert verdict.accepted, f"seed {seed}: {verdict.rejected}"
+            assert verdict.unknown == 0
+            full, part = full + verdict.in_full, part + verdict.in_part
+            seen.update(row.event for row in log)
+            seen.update(f"{row.outcome} in {row.breaker.mode}" for row in log if row.whole and row.breaker)
+    assert full > 9 * part > 0
+    wanted = {"reset.committed", "reset.conflicted", "reset.interrupted", "reset.refused", "reset.rolled_back", "state.restored",
+              "breaker.opened", "breaker.closed", "breaker.forced", "breaker.released", "owner.fenced", "committed in half-open",
+              "rolled_back in half-open", "conflicted in half-open", "committed in forced-closed", "user.forgotten"}
+    assert wanted <= set(seen), f"the histories never show {wanted - set(seen)}"
+
+
+@needs_spin
+def test_spin_follows_the_logs_of_random_real_runs(follower: follow.Follower) -> None:
+    users = left_out = 0
+    with world() as place:
+        for seed in range(FOLLOWED):
+            found = follower.follow(rows.of_dicts(place.run(seed, shape_of(seed))))
+            assert found.rejected is None, f"seed {seed}: {found.rejected}"
+            users, left_out = users + found.users, left_out + len(found.left_out)
+    assert left_out < LEFT_OUT_SHARE_MAX * users
+
+
+def test_a_seed_makes_one_history() -> None:
+    with world() as one, world() as other:
+        assert one.run(4, shape_of(4)) == other.run(4, shape_of(4))
+
+
+@pytest.mark.parametrize("forgery", FORGERIES, ids=lambda f: f.name)
+def test_a_forged_log_is_rejected_at_its_row(forgery: Forgery) -> None:
+    log, seq = forged(_scene(), forgery)
+    rejected = monitor.judge(rows.of_dicts(log)).rejected
+    assert rejected is not None
+    assert rejected.seq == seq
+    assert rejected.invariant.startswith("INV-")
+    before = [row for row in log if row["seq"] < seq]
+    late = [row["attempt_id"] for row in before]
+    causes = [row["details"].get("attempt_id") for row in log if row["event"] in ("breaker.opened", "breaker.closed")]
+    if not set(causes) & set(late):  # a breaker's row is read with its cause
+        assert monitor.judge(rows.of_dicts(before)).accepted
+
+
+@needs_spin
+@pytest.mark.parametrize("forgery", FORGERIES, ids=lambda f: f.name)
+def test_spin_agrees_on_a_forged_log(forgery: Forgery, follower: follow.Follower) -> None:
+    log, seq = forged(_scene(), forgery)
+    found = follower.follow(rows.of_dicts(log))
+    assert not found.left_out
+    if forgery.not_spin:
+        assert found.rejected is None, "the table says that SPIN cannot see it"
+    else:
+        assert found.rejected is not None
+        assert found.rejected.seq == seq
+
+
+@needs_spin
+def test_the_real_log_under_the_forgeries_is_accepted_by_both(follower: follow.Follower) -> None:
+    log = rows.of_dicts(_scene())
+    assert monitor.judge(log) == monitor.Verdict(len(log), len(log), 0, 0, 2, None)
+    assert follower.follow(log).rejected is None
+    assert len(FORGERIES) >= 30
+
+
+def test_rows_that_were_erased_are_counted_as_judged_in_part() -> None:
+    log = [dict(row) for row in _scene()]
+    anchor = dict(next(row for row in log if row["event"] == "owner.fenced"))
+    personal = dict.fromkeys(("user", "at", "trigger", "reason", "actor", "error"))
+    for row in log[:6]:
+        row |= {**personal, "erased": True, "details": {}, "operations": [], "violations": []}
+    log.append(anchor | {"seq": len(log) + 1, "event": "audit.pruned", "attempt_id": "another", "details": {"seqs": [[1, 6]]}})
+    verdict = monitor.judge(rows.of_dicts(log))
+    assert verdict.accepted
+    assert verdict.in_part >= 6
+    assert verdict.in_full + verdict.in_part == len(log)
+    log[3]["attempt_id"] = log[2]["attempt_id"]
+    rejected = monitor.judge(rows.of_dicts(log)).rejected
+    assert rejected is not None
+    assert (rejected.seq, rejected.invariant) == (4, "INV-03")
+
+
+def test_a_log_that_begins_late_is_judged_from_there() -> None:
+    log = rows.of_dicts(_scene())[9:]
+    verdict = monitor.judge(log)
+    assert verdict.accepted
+    assert verdict.in_part > 0
+
+
+def test_the_log_of_killed_processes_is_accepted(tmp_path: Path) -> None:
+    source, store = tmp_path / "rows.csv", tmp_path / "store"
+    rng = random.Random(7)
+    with source.open("w", encoding="utf-8") as file:
+        file.write("user_id,timestamp,weight,unit,source\n")
+        for number in range(6_000):
+            day = number // 20 + (60 if number > 3_000 else 0)
+            month = 1 + day // 28 % 12
+            weight = 70 + rng.gauss(0, 0.2) + (15 if rng.random() < 0.02 else 0)
+            at = f"{2020 + day // 336}-{month:02d}-{1 + day % 28:02d}T08:{number % 60:02d}:00Z"
+            file.write(f"u{number % 20},{at},{weight:.2f},kg,scale\n")
+    command = [sys.executable, "-m", "statemachine.cli", "process", str(source), "--store", str(store), "--json"]
+    for _ in range(3):
+        victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.4, 0.9))
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    assert subprocess.run(command, capture_output=True, check=False).returncode in (0, 1)
+    with Store.open(store, readonly=True) as opened:
+        verdict = monitor.judge(rows.of_store(opened))
+    assert verdict.accepted, verdict.rejected
+    assert verdict.in_full == verdict.rows > 20
+    done = conform("--store", store, "--no-spin")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_accepts_a_log_and_names_the_row_of_a_forged_one(tmp_path: Path) -> None:
+    done = conform(written(tmp_path / "log", _scene()), "--json", "--no-spin")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["monitor"]["rows_in_full"] == len(_scene())
+    log, seq = forged(_scene(), FORGERIES[0])
+    done = conform(written(tmp_path / "log", log), "--no-spin")
+    assert done.returncode == 1
+    assert f"at row     {seq}" in done.stdout
+    assert "INV-03" in done.stdout
+
+
+@needs_spin
+def test_the_command_asks_spin_where_it_is_installed(tmp_path: Path) -> None:
+    log, seq = forged(_scene(), FORGERIES[2])
+    document = json.loads(conform(written(tmp_path / "log", log), "--json").stdout)
+    assert document["spin"]["rejected"]["seq"] == document["monitor"]["rejected"]["seq"] == seq
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("nonsense\n", "line 1: JSON is malformed"),
+    ('{"seq": 1, "event": "reset.committed"}\n', "missing required field `owner`"),
+    ('{"seq": 1, "event": "a", "owner": 2}\n{"seq": "2", "event": "a", "owner": 2}\n', "line 2: Expected `int`, got `str`"),
+    ("[]\n", "Expected `object`, got `array`"),
+])
+def test_a_file_that_is_no_log_is_wrong_use(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "log"
+    path.write_text(text, encoding="utf-8")
+    done = conform(path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "resetguard audit list --json" in done.stderr
+
+
+def test_wrong_use_and_a_store_that_is_not_there(tmp_path: Path) -> None:
+    assert conform().returncode == 2
+    assert conform(tmp_path / "none").returncode == 2
+    done = conform("--store", tmp_path / "none")
+    assert done.returncode == 2
+    assert "no store at" in done.stderr
+    assert "Example: resetguard audit list --json" in conform("--help").stdout
