@@ -19,7 +19,7 @@ The budget limits how many resets all users together commit within any minute (`
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 import xxhash
@@ -39,6 +39,7 @@ COUNT_MAX: Final = 1_000_000_000
 Base = Literal["event", "wall"]
 Mode = Literal["closed", "open", "half-open", "forced-open", "forced-closed", "metrics-only"]
 Forced = Literal["forced-open", "forced-closed", "metrics-only"]
+FORCED: Final[tuple[Forced, ...]] = get_args(Forced)
 Result = Literal["success", "failure", "void", "died"]
 Why = Literal["", "failures", "rate", "users", "probe"]
 Slots = tuple[tuple[int, int, int], ...]
@@ -301,7 +302,13 @@ def opened(record: Breaker, policy: BreakerPolicy | GlobalBreakerPolicy, now: No
 
 
 def forced(record: Breaker, mode: Forced) -> Breaker:
-    """The record under an operator's word, a generation on: results of attempts that began before it change nothing."""
+    """The record under an operator's word, a generation on: results of attempts that began before it change nothing.
+
+    Raises InvalidInput for another mode: what is stored must read again.
+    """
+    if mode not in FORCED:
+        message = f"a breaker cannot be put under the mode {mode!r}; choose one of {', '.join(FORCED)}"
+        raise InvalidInput(message)
     return Breaker(mode=mode, generation=record.generation + 1, suspects=record.suspects)
 
 

@@ -50,7 +50,7 @@ from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
 from statemachine.store.verification import AuditCheck
 from statemachine.sweep import Sweep, SweepReport, Told, sweep
-from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
+from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_version
 from statemachine.validation import StateValidator
 
 RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
@@ -161,6 +161,8 @@ class ResetManager:
         at: datetime | None = None,
     ) -> Attempt:
         require_said(user, reason=reason, actor=actor, kind=kind)
+        if expect_version is not None:
+            require_version("expect_version", expect_version, user)
         try:
             event_us = None if at is None else to_us(at)
         except ValueError as error:
@@ -207,6 +209,7 @@ class ResetManager:
         self, user: str, *, to_version: int, reason: str, actor: str, expect_version: int | None = None, dry_run: bool = False,
     ) -> ResetResult:
         """Make an older version the new head; durable on return.  Raises VersionPruned, ConflictError and as a reset."""
+        require_version("to_version", to_version, user)
         attempt = self._attempt(user, "restore", reason, actor, expect_version, dry_run=dry_run)
         return restore(self.context, attempt, to_version)
 
@@ -241,7 +244,8 @@ class ResetManager:
     def force_breaker(self, user: str | None, mode: Forced, *, reason: str, actor: str) -> Breaker:
         """Put a user's breaker, or with None the global one, under the operator's word until `release_breaker`.
 
-        Durable on return, with its audit row; attempts that began before it may not commit.  Raises UserUnknown.
+        Durable on return, with its audit row; attempts that began before it may not commit.  Raises UserUnknown, and
+        InvalidInput for a mode that is not one of `breaker.FORCED`.
         """
         return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
 
