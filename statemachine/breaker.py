@@ -39,6 +39,8 @@ COUNT_MAX: Final = 1_000_000_000
 Base = Literal["event", "wall"]
 Mode = Literal["closed", "open", "half-open", "forced-open", "forced-closed", "metrics-only"]
 Forced = Literal["forced-open", "forced-closed", "metrics-only"]
+ADMITTING: Final[frozenset[Mode]] = frozenset({"closed", "forced-closed", "metrics-only"})
+"""The modes in which every attempt is admitted, but for what is suspect."""
 FORCED: Final[tuple[Forced, ...]] = get_args(Forced)
 Result = Literal["success", "failure", "void", "died"]
 Why = Literal["", "failures", "rate", "users", "probe"]
@@ -184,7 +186,7 @@ def admit(
     """
     if suspect is not None and isinstance(policy, BreakerPolicy) and suspected(record, suspect) >= policy.suspects_max:
         return Admission("refuse", "suspect")
-    if record.mode in ("closed", "forced-closed", "metrics-only"):
+    if record.mode in ADMITTING:
         return Admission("admit")
     if record.mode == "forced-open":
         return Admission("refuse", "forced-open")
