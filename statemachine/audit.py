@@ -109,6 +109,9 @@ def act(  # noqa: PLR0913 - each is recorded
 def require_said(user: str = "", **texts: str) -> None:
     """Raise InvalidInput unless each of the texts (reason, actor, ...) is fit for a row: 1 to 500 bytes, no NUL, not blank."""
     for name, text in texts.items():
+        if not isinstance(text, str):
+            message = f"the {name} must be text, for the audit log; it is {plain(repr(text))[:40]}"
+            raise InvalidInput(message, user=user or None)
         known = text.encode("utf-8", "replace")
         if not text.strip() or len(known) > SAID_BYTES_MAX or "\0" in text or known.decode() != text:
             message = f"the {name} must have 1 to {SAID_BYTES_MAX} bytes of text, for the audit log; it is {text[:40]!r}"

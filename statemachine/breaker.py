@@ -19,7 +19,7 @@ The budget limits how many resets all users together commit within any minute (`
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 import xxhash
@@ -39,6 +39,9 @@ COUNT_MAX: Final = 1_000_000_000
 Base = Literal["event", "wall"]
 Mode = Literal["closed", "open", "half-open", "forced-open", "forced-closed", "metrics-only"]
 Forced = Literal["forced-open", "forced-closed", "metrics-only"]
+ADMITTING: Final[frozenset[Mode]] = frozenset({"closed", "forced-closed", "metrics-only"})
+"""The modes in which every attempt is admitted, but for what is suspect."""
+FORCED: Final[tuple[Forced, ...]] = get_args(Forced)
 Result = Literal["success", "failure", "void", "died"]
 Why = Literal["", "failures", "rate", "users", "probe"]
 Slots = tuple[tuple[int, int, int], ...]
@@ -183,7 +186,7 @@ def admit(
     """
     if suspect is not None and isinstance(policy, BreakerPolicy) and suspected(record, suspect) >= policy.suspects_max:
         return Admission("refuse", "suspect")
-    if record.mode in ("closed", "forced-closed", "metrics-only"):
+    if record.mode in ADMITTING:
         return Admission("admit")
     if record.mode == "forced-open":
         return Admission("refuse", "forced-open")
@@ -301,7 +304,13 @@ def opened(record: Breaker, policy: BreakerPolicy | GlobalBreakerPolicy, now: No
 
 
 def forced(record: Breaker, mode: Forced) -> Breaker:
-    """The record under an operator's word, a generation on: results of attempts that began before it change nothing."""
+    """The record under an operator's word, a generation on: results of attempts that began before it change nothing.
+
+    Raises InvalidInput for another mode: what is stored must read again.
+    """
+    if mode not in FORCED:
+        message = f"a breaker cannot be put under the mode {mode!r}; choose one of {', '.join(FORCED)}"
+        raise InvalidInput(message)
     return Breaker(mode=mode, generation=record.generation + 1, suspects=record.suspects)
 
 

@@ -13,6 +13,7 @@ from statemachine import codec
 from statemachine.alerts import AlertCounts, AlertLimits, Alerts, Hook, broken, tell
 from statemachine.audit import Row, act, require_said
 from statemachine.breaker import (
+    ADMITTING,
     CLOSED,
     COUNT_MAX,
     Breaker,
@@ -34,6 +35,7 @@ from statemachine.errors import (
     MutationFailed,
     ResetError,
     ResetValidationError,
+    StoreCorrupt,
     UserUnknown,
 )
 from statemachine.estimator import Estimator, source_name
@@ -50,7 +52,7 @@ from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
 from statemachine.store.verification import AuditCheck
 from statemachine.sweep import Sweep, SweepReport, Told, sweep
-from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
+from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_version
 from statemachine.validation import StateValidator
 
 RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
@@ -80,9 +82,10 @@ class Plan(NamedTuple):
 class Health(NamedTuple):
     """Whether resets can be made now; `reasons` says why not, in words, and is empty where `ok`.
 
-    `global_breaker`: "closed", "open" or "half-open".  `audit_seq`: the newest audit row.  `map_share`: of the largest
-    map, 0 to 1.  `marks_waiting`: attempts of this process whose row waits for the next commit.  `events_dropped`: copies
-    of rows that no sink took; the stored log has them, so that they are no reason.  Nor are `alerts`: what became of them.
+    `global_breaker`: its mode, a reason where it does not admit every attempt.  `audit_seq`: the newest audit row.
+    `map_share`: of the largest map, 0 to 1.  `marks_waiting`: attempts of this process whose row waits for the next commit.
+    `events_dropped`: copies of rows that no sink took; the stored log has them, so that they are no reason.  Nor are
+    `alerts`: what became of them.
     """
 
     ok: bool
@@ -161,6 +164,8 @@ class ResetManager:
         at: datetime | None = None,
     ) -> Attempt:
         require_said(user, reason=reason, actor=actor, kind=kind)
+        if expect_version is not None:
+            require_version("expect_version", expect_version, user)
         try:
             event_us = None if at is None else to_us(at)
         except ValueError as error:
@@ -207,6 +212,7 @@ class ResetManager:
         self, user: str, *, to_version: int, reason: str, actor: str, expect_version: int | None = None, dry_run: bool = False,
     ) -> ResetResult:
         """Make an older version the new head; durable on return.  Raises VersionPruned, ConflictError and as a reset."""
+        require_version("to_version", to_version, user)
         attempt = self._attempt(user, "restore", reason, actor, expect_version, dry_run=dry_run)
         return restore(self.context, attempt, to_version)
 
@@ -241,12 +247,14 @@ class ResetManager:
     def force_breaker(self, user: str | None, mode: Forced, *, reason: str, actor: str) -> Breaker:
         """Put a user's breaker, or with None the global one, under the operator's word until `release_breaker`.
 
-        Durable on return, with its audit row; attempts that began before it may not commit.  Raises UserUnknown.
+        Durable on return, with its audit row; attempts that began before it may not commit.  Raises UserUnknown, and
+        InvalidInput for a mode that is not one of `breaker.FORCED`.  A record that is damaged is replaced: what was counted and
+        who was suspect is lost, its bytes are in the audit row, and no attempt that began before it may commit.
         """
         return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
 
     def release_breaker(self, user: str | None, *, reason: str, actor: str) -> Breaker:
-        """Close a breaker, forced or open, with nothing counted and nobody suspect; durable on return, audited.
+        """Close a breaker, forced, open or damaged, with nothing counted and nobody suspect; durable on return, audited.
 
         With None what was taken from the budget of resets is forgotten too, also where it cannot be read.
         """
@@ -262,10 +270,12 @@ class ResetManager:
         key = breaker_key(b"" if user is None else user_key(user))
         while True:
             draft = store.draft()
-            before = record_of(Breaker, key, draft.expect(key)) or CLOSED
+            before, damaged = self._standing_breaker(key, draft.expect(key))
             after = change(before)
             details = {"scope": "global" if user is None else "user", "from": before.mode, "to": after.mode,
                        "generation": after.generation}
+            if damaged is not None:
+                details |= {"from": "damaged", "damaged": damaged.hex()}
             draft.put(key, codec.pack(after))
             if user is None and event == "breaker.released":
                 draft.delete(keys.BUDGET)
@@ -276,6 +286,18 @@ class ResetManager:
             except ConflictError:
                 continue  # an attempt has just ended
             return after
+
+    def _standing_breaker(self, key: bytes, stored: bytes | None) -> tuple[Breaker, bytes | None]:
+        """The record that an operator changes, and its bytes where they are damaged.
+
+        Then its generation is lost, and an attempt under way may hold any that it had.  Each generation takes an attempt or a
+        commit, so far more than a microsecond: the present in microseconds since 1970 is above every one that was counted
+        from 0, or from an earlier damage.  Only where the clock was set back might two be equal, to the microsecond.
+        """
+        try:
+            return record_of(Breaker, key, stored) or CLOSED, None
+        except StoreCorrupt:
+            return Breaker(generation=self.store.clock.now_us()), stored
 
     def inspect(self, attempt_id: str) -> Row | None:
         """How an attempt ended, from the audit log; None when it has no outcome there (it changed nothing)."""
@@ -294,20 +316,22 @@ class ResetManager:
         It does not say that every record reads; `resetguard doctor` does.  Raises nothing for the store's sake.
         """
         store = self.store
-        waiting, dropped = len(store.marks.ended()), store.emitter.dropped
+        readonly = store.readonly
+        waiting, dropped = 0 if readonly else len(store.marks.ended()), store.emitter.dropped
         alerts = self.alerts.counts() if self.alerts is not None else AlertCounts()
         try:
-            mode = store.draft().breaker(b"").mode
+            mode = self.breaker().mode
             seq, _ = store.audit_tail()
             share = map_share(store)
-            registered = store.engine.get(keys.owner(store.committer.owner)) is not None
+            registered = readonly or store.engine.get(keys.owner(store.committer.owner)) is not None
         except ResetError as error:
             return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped, alerts=alerts)
         reasons = [text for text, applies in (
-            (f"the global breaker is {mode}: automatic and manual resets wait for it", mode != "closed"),
+            (f"the global breaker is {mode}: automatic and manual resets wait for it", mode not in ADMITTING),
             (f"{share:.0%} of the largest map is used: raise StoreLimits.map_bytes_max", share > MAP_SHARE_MAX),
-            ("few slots for attempts are left in this process: end some", store.marks.full),
+            ("few slots for attempts are left in this process: end some", not readonly and store.marks.full),
             ("this process was fenced: open the store anew", not registered),
+            ("the store is opened for reading, so that nothing can be reset here: open it without readonly", readonly),
         ) if applies]
         return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped, alerts)
 

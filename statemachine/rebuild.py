@@ -33,7 +33,7 @@ from statemachine.store.draft import Draft, record
 from statemachine.store.identities import REASON_CHARS_MAX
 from statemachine.store.records import ACCEPTED, DISPOSITIONS, QUARANTINED, Aside, Cursor, Head, Identity, Unreadable
 from statemachine.store.replay import Replay, Standing, replay, versions_of
-from statemachine.transaction import Attempt, ResetTransaction
+from statemachine.transaction import Attempt, ResetTransaction, require_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -125,6 +125,8 @@ def rebuild(  # noqa: PLR0913 - each is recorded
     ConflictError, BreakerOpen, ResetValidationError where the state breaks the rules in force, CommitInDoubt.
     """
     audit.require_said(user, actor=actor, reason=reason)
+    if expect_version is not None:
+        require_version("expect_version", expect_version, user)
     found = replay(manager.store, user)
     if not found.last and found.stored[keys.head(user_key(user))] is None:
         message = f"no state is stored for {user!r}"
@@ -156,6 +158,8 @@ def rebuild_from(  # noqa: PLR0913 - each is recorded
     the rows do not hold, and what a reset raises: ConflictError, BreakerOpen, CommitInDoubt; then nothing was changed.
     """
     audit.require_said(user, actor=actor, reason=reason)
+    if expect_version is not None:
+        require_version("expect_version", expect_version, user)
     if len({source.key for source in sources}) < len(sources):
         message = f"a file is given twice: {', '.join(source.name for source in sources)}; give each once"
         raise InvalidInput(message, user=user)

@@ -105,6 +105,13 @@ class Attempt(NamedTuple):
     event_us: int | None = None
 
 
+def require_version(name: str, version: object, user: str) -> None:
+    """Raise InvalidInput unless `version` is a whole number."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        message = f"{name} is {version!r}; it must be a whole number, the number of a version"
+        raise InvalidInput(message, user=user)
+
+
 class ResetTransaction:
     """One attempt; use it in a `with` block.  With `draft` given, its outcome becomes durable with that draft.
 

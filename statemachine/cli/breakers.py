@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from statemachine.breaker import Now, resets_counted
+from statemachine.breaker import CLOSED, Now, resets_counted
 from statemachine.cli import console
 from statemachine.cli.console import GLOBAL, Column
 from statemachine.cli.instants import shown
 from statemachine.clock import iso
-from statemachine.errors import InvalidInput
+from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.manager import ResetManager
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def breaker_show(store: console.StoreOption, user: UserArgument = None, json: co
     """The breaker of one user, or the global one and every user's that is not simply closed.
 
     "failures" are those in a row and "users" those that failed of late, "failed of" is the share of the newest window.
-    Times are of the stream that opened the breaker, or of the wall clock where a live caller did.
+    Times are of the stream that opened the breaker, or of the wall clock where a live caller did.  Where a record is damaged
+    the mode is "damaged", and the exit code 1.
 
     Example: resetguard breaker show anna --store ./state
     """
@@ -60,20 +61,33 @@ def breaker_show(store: console.StoreOption, user: UserArgument = None, json: co
             Column("probe from (UTC)", lambda row: row["retry_at"] and shown(row["retry_at"]), fold=10),
             Column("suspects", lambda row: row["suspects"] or None, right=True),
         )
-        console.print_rows(_rows(manager, names, every=user is not None), columns, json=json, empty="no breaker to show")
-        if not json and user is None:
-            spent = _resets_counted(manager)
-            if spent:
-                console.say(f"{spent} resets of the last minute count against a budget")
+        troubles: list[str] = []
+        spent = _resets_counted(manager, troubles) if user is None else None
+        rows = _rows(manager, names, spent, troubles, every=user is not None)
+        console.print_rows(rows, columns, json=json, empty="no breaker to show")
+        if not json and spent:
+            console.say(f"{spent} resets of the last minute count against a budget")
+        for trouble in troubles:
+            console.say(trouble)
+        if troubles:
+            raise typer.Exit(console.FINDINGS)
 
 
-def _rows(manager: ResetManager, names: list[str | None], *, every: bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    manager: ResetManager, names: list[str | None], spent: int | None, troubles: list[str], *, every: bool,
+) -> Iterator[dict[str, Any]]:
+    """The breakers worth showing; what cannot be read is shown as damaged, and noted in `troubles` with what helps."""
     for name in names:
-        record = manager.breaker(name)
-        if name is None:
-            yield {**document(name, record), "resets_last_minute": _resets_counted(manager)}
-        elif every or record.mode != "closed" or record.failures or record.suspects:
-            yield document(name, record)
+        more = {"resets_last_minute": spent} if name is None else {}
+        try:
+            record = manager.breaker(name)
+        except StoreCorrupt as error:
+            whose = "--global" if name is None else name
+            troubles.append(f"{error}; `resetguard breaker release {whose}` closes that breaker anew")
+            yield {**dict.fromkeys(document(name, CLOSED)), "user": name, "mode": "damaged", **more}
+            continue
+        if name is None or every or record.mode != "closed" or record.failures or record.suspects:
+            yield {**document(name, record), **more}
 
 
 def document(user: str | None, record: Breaker) -> dict[str, Any]:
@@ -91,10 +105,14 @@ def document(user: str | None, record: Breaker) -> dict[str, Any]:
     }
 
 
-def _resets_counted(manager: ResetManager) -> int:
-    """How many live resets count against a budget now."""
+def _resets_counted(manager: ResetManager, troubles: list[str]) -> int | None:
+    """How many live resets count against a budget now; None, and the trouble noted, where that cannot be read."""
     now_us = manager.store.clock.now_us()
-    return resets_counted(manager.budget(), Now(now_us, now_us))
+    try:
+        return resets_counted(manager.budget(), Now(now_us, now_us))
+    except StoreCorrupt as error:
+        troubles.append(f"{error}; `resetguard breaker release --global` forgets what was taken from the budget")
+        return None
 
 
 def _stage(row: dict[str, Any]) -> str:
@@ -143,7 +161,7 @@ WORDS: Final[tuple[tuple[str, Forced | None, str], ...]] = (
 
     Example: resetguard breaker metrics-only anna --store ./state --actor ops@example.org --reason "watching"
     """),
-    ("release", None, """Close a breaker, forced or open: failures, openings and suspicion are forgotten.
+    ("release", None, """Close a breaker, forced, open or damaged: failures, openings and suspicion are forgotten.
 
     With --global so is what was taken from a budget of resets a minute.
 

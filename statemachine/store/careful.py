@@ -32,6 +32,8 @@ _ROW_HEADER_BYTES: Final = 68
 _PUBLIC_AT: Final = 64
 _BACKUP: Final = "take it from a backup"
 _SET_ANEW: Final = "set it anew with `resetguard rollout set --mode on|shadow|off`; its lists are lost"
+_COPY: Final = ("its file alone is refused; process a copy of that with an empty line at its end, with the same options: "
+                "what was taken in is known and counts once")
 _RECOVER: Final = "the next measurement of the user walks back to the newest good version, as does ResetManager.recover"
 REPORT: Final = "compare with a backup; restore the user to a version that reads, and report it as a bug if no disk was at fault"
 BAD: Final = (StoreCorrupt, StoreForeign, ValueError)
@@ -81,7 +83,7 @@ class StoreWide:
         try:
             return list(self._judged(get, key, value))
         except BAD as error:
-            return [_unreadable("the store", _named(key), error, _SET_ANEW if key == keys.ROLLOUT else _BACKUP)]
+            return [_unreadable("the store", _named(key), error, _remedy(key))]
 
     def _judged(self, get: Get, key: bytes, value: bytes) -> Iterator[Finding]:
         kind = key[:2]
@@ -226,8 +228,7 @@ class UserRecords:
                 self._other(letter, codec.unseal(key, value))
         except BAD as error:
             self._damaged = self._damaged or letter in (b"i", b"r")
-            name = self._name(letter, key)
-            self._found.append(_unreadable(self._subject(), name, error, _RECOVER if letter in (b"s", b"v") else _BACKUP))
+            self._found.append(_unreadable(self._subject(), self._name(letter, key), error, self._remedy(letter)))
 
     def _index(self, get: Get, key: bytes, value: bytes) -> None:
         seq = key[len(self.prefix) + 1:]
@@ -316,6 +317,10 @@ class UserRecords:
     def _subject(self) -> str:
         return f"user {_text(self.prefix[:-1])!r}"
 
+    def _remedy(self, letter: bytes) -> str:
+        user = self.prefix[:-1]
+        return {b"s": _RECOVER, b"v": _RECOVER, b"b": _close_anew(_text(user)), b"r": _rebuild(user)}.get(letter, _BACKUP)
+
     def _name(self, letter: bytes, key: bytes) -> str:
         if letter == b"v":
             return f"version {keys.number_of(key)}"
@@ -330,6 +335,24 @@ class UserRecords:
 
 def _text(user: bytes) -> str:
     return user.decode("utf-8", "backslashreplace")
+
+
+def _close_anew(whose: str) -> str:
+    return f"close it anew with `resetguard breaker release {whose}`: its bytes go to the audit log, and what it counted is lost"
+
+
+def _rebuild(user: bytes) -> str:
+    return f"`resetguard rebuild {_text(user)} --from FILE`, with the files that the state was made of, writes it anew"
+
+
+def _remedy(key: bytes) -> str:
+    """What helps against a store-wide record that cannot be read."""
+    if key[:2] == keys.PIN:
+        return _rebuild(key[2:])
+    return {
+        keys.ROLLOUT: _SET_ANEW, keys.CURSOR: _COPY, keys.GLOBAL_BREAKER: _close_anew("--global"),
+        keys.BUDGET: "`resetguard breaker release --global` drops it: what was taken from the budget is forgotten",
+    }.get(key[:2], _BACKUP)
 
 
 def _named(key: bytes) -> str:

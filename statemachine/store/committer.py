@@ -33,7 +33,7 @@ from statemachine.errors import (
 )
 from statemachine.marks import Mark, Marks
 from statemachine.state import user_key
-from statemachine.store import keys
+from statemachine.store import intents, keys
 from statemachine.store.breakers import Breakers
 from statemachine.store.draft import Draft, MissReason
 from statemachine.store.engine import FULL, Engine, translated
@@ -186,6 +186,8 @@ class Committer:
                 if ticket.missed is None:
                     _put_all(txn, ticket.draft.puts)
                 _put_changed(txn, breakers)
+                if ticket.missed is None and ticket.draft.fenced is not None:
+                    _give_back_all(txn, ticket.draft.fenced)
                 ticket.rows = [chain.append(entry) for entry in entries]
                 ticket.moves = [chain.append(entry) for entry in breakers.moves]
         ended: dict[int, Row | None] = {}
@@ -327,10 +329,23 @@ def _put_changed(txn: lmdb.Transaction[bytes], breakers: Breakers) -> None:
 def _give_back(txn: lmdb.Transaction[bytes], mark: Mark) -> None:
     """The probe of an attempt whose end could not be settled with it must not hold its slot for ever (INV-12)."""
     for user in (user_key(mark.user), b""):
-        with contextlib.suppress(StoreCorrupt):  # whoever needs it is told; this commit may be another user's
+        with contextlib.suppress(StoreCorrupt, StoreForeign):  # whoever needs it is told; this commit may be another user's
             breakers = Breakers(txn.get, 0)
             breakers.give_back(user, mark.attempt_id)
             _put_changed(txn, breakers)
+
+
+def _give_back_all(txn: lmdb.Transaction[bytes], owner: int) -> None:
+    """The probes of an owner that may commit nothing more: each was leased with an intent, by which it is found here.
+
+    The intents stay: the rows of their attempts are written when the owner's marks are settled.
+    """
+    stop = keys.after(keys.INTENT)
+    with txn.cursor() as cursor:
+        found = takewhile(lambda row: row[0] < stop, cursor.iternext()) if cursor.set_range(keys.INTENT) else ()
+        marks = list(intents.of(found, owner))
+    for mark in marks:
+        _give_back(txn, mark)
 
 
 def _context_of(row: Row, entries: list[Entry]) -> dict[str, Any] | None:

@@ -91,6 +91,7 @@ class Draft:
         self.puts: dict[bytes, bytes | None] = {}
         self.entries: list[Entry] = []
         self.audit_end: bytes | None = None  # where the chain goes on, should the store have lost it
+        self.fenced: int | None = None  # the owner that this fences: its probes are given back by the same commit
         self.events: list[BreakerEvent] = []
         self._heads: dict[bytes, tuple[Head, Callable[[Any], bytes], Any]] = {}
         self.on_miss: Callable[[MissReason], Miss] | None = None

@@ -41,8 +41,9 @@ def owners(store: Store) -> list[Owner]:
 def fence(store: Store, owner: int, *, actor: str, reason: str) -> str:
     """Forbid an owner every later commit; the id of the act, durable and audited on return.
 
-    Its marks are settled now if its lock is free, else at the first opening after it lets go.  Raises InvalidInput for
-    this process itself and for an owner that is not there, StoreBusy while the owner holds the writer's turn.
+    The probes that it holds are given back by the same commit (INV-12).  Its marks are settled now if its lock is free, else
+    at the first opening after it lets go.  Raises InvalidInput for this process itself and for an owner that is not there,
+    StoreBusy while the owner holds the writer's turn.
     """
     key = keys.owner(owner) if 0 < owner < 2**64 else b""
     if owner == store.committer.owner or not key or store.engine.get(key) is None:
@@ -51,6 +52,7 @@ def fence(store: Store, owner: int, *, actor: str, reason: str) -> str:
         raise InvalidInput(message)
     draft = store.draft()
     draft.delete(key)
+    draft.fenced = owner
     attempt_id = store.ids.attempt_id()
     draft.entries.append(audit.act("owner.fenced", attempt_id, actor=actor, reason=reason, at_us=store.clock.now_us(),
                                    details={"fenced": owner}))

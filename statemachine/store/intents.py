@@ -21,7 +21,7 @@ from statemachine.store import keys
 from statemachine.store.draft import Draft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from statemachine.store.engine import Engine
@@ -48,9 +48,22 @@ def left(engine: Engine, owners: Path) -> Iterator[tuple[bytes, bytes, Mark]]:
     An owner makes its file before it is one, and removes it once every attempt of its has its outcome.
     """
     for key, value in engine.scan(keys.INTENT, keys.after(keys.INTENT)):
-        try:
-            intent = codec.unpack(Intent, codec.unseal(key, value))
-        except (StoreCorrupt, StoreForeign):
-            continue  # doctor names it; one attempt's row is no reason to stop the opening (INV-11)
-        if not (owners / str(intent.owner)).exists():
+        intent = _readable(key, value)
+        if intent is not None and not (owners / str(intent.owner)).exists():
             yield key, value, msgspec.structs.replace(intent.mark, state=WAITING)
+
+
+def of(rows: Iterable[tuple[bytes, bytes]], owner: int) -> Iterator[Mark]:
+    """The marks of one owner among stored intents."""
+    for key, value in rows:
+        intent = _readable(key, value)
+        if intent is not None and intent.owner == owner:
+            yield intent.mark
+
+
+def _readable(key: bytes, value: bytes) -> Intent | None:
+    """The intent; None for one that cannot be read: doctor names it, and it is no reason to stop anybody (INV-11)."""
+    try:
+        return codec.unpack(Intent, codec.unseal(key, value))
+    except (StoreCorrupt, StoreForeign):
+        return None

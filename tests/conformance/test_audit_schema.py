@@ -134,6 +134,18 @@ def damaged_users(path: Path) -> None:
             manager.recover("bob", **BY)
 
 
+def damaged_breakers(path: Path) -> None:
+    """Records that cannot be read, released and put under an operator's word."""
+    fill(path, "ann", [80.0])
+    with opened(path) as store:
+        ResetManager(store).force_breaker("ann", "forced-open", **BY)
+        ResetManager(store).force_breaker(None, "forced-open", **BY)
+    tear(path, keys.breaker(b"ann"), keys.GLOBAL_BREAKER)
+    with opened(path) as store:
+        ResetManager(store).force_breaker("ann", "metrics-only", **BY)
+        ResetManager(store).release_breaker(None, **BY)
+
+
 def kept_aside(path: Path) -> None:
     """More kept aside than the limit; one is taken in after all, the others are pruned, then dropped."""
     with working(path, limits=StoreLimits(quarantined_measurements_max=1)) as (store, manager, processor):
@@ -176,7 +188,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(directory)
         found = run_the_runbook(directory)
-    for scene in (troubled_resets, damaged_users, kept_aside, owners_and_files, old_log):
+    for scene in (troubled_resets, damaged_users, damaged_breakers, kept_aside, owners_and_files, old_log):
         scene(directory / scene.__name__)
     return found + [row for data in sorted(directory.glob("*/data.mdb")) for row in rows_of(data.parent)]
 

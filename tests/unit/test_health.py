@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from statemachine import BreakerPolicy, GlobalBreakerPolicy, MutationFailed, ResetManager, StoreLimits, codec
+from statemachine import BreakerOpen, BreakerPolicy, GlobalBreakerPolicy, MutationFailed, ResetManager, StoreLimits, codec
 from statemachine.marks import SLOTS
 from statemachine.store import keys
 from tests.regression.scene import BY, broken, fill, opened, raw, refused, tear, weighed, working
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from statemachine.breaker import Forced
 
 pytestmark = pytest.mark.usefixtures("no_events")
 
@@ -35,6 +37,31 @@ def test_open_global_breaker_is_a_reason(tmp_path: Path) -> None:
         health = manager.health()
         assert (health.ok, health.global_breaker) == (False, "open")
         assert "global breaker is open" in health.reasons[0]
+
+
+@pytest.mark.parametrize(("mode", "ok"), [("forced-open", False), ("forced-closed", True), ("metrics-only", True)])
+def test_an_operator_s_word_is_a_reason_where_it_refuses(tmp_path: Path, mode: Forced, ok: bool) -> None:
+    """It is ok exactly where a reset goes through."""
+    fill(tmp_path / "store", "ann", [80.0])
+    with opened(tmp_path / "store") as store:
+        manager = ResetManager(store)
+        manager.force_breaker(None, mode, **BY)
+        health = manager.health()
+        assert (health.ok, health.global_breaker, not health.reasons) == (ok, mode, ok)
+        if ok:
+            assert manager.perform_reset("ann", **BY).outcome == "committed"
+        else:
+            refused(BreakerOpen, manager.perform_reset, "ann", **BY)
+
+
+def test_a_store_opened_for_reading_says_so(tmp_path: Path) -> None:
+    """Nothing is raised, and the figures are there."""
+    fill(tmp_path / "store", "ann", [80.0])
+    with opened(tmp_path / "store", readonly=True) as store:
+        health = ResetManager(store).health()
+        assert not health.ok
+        assert [reason for reason in health.reasons if "opened for reading" in reason] == list(health.reasons)
+        assert (health.global_breaker, health.audit_seq, health.marks_waiting) == ("closed", store.audit_tail()[0], 0)
 
 
 def test_refused_attempt_waits_and_a_lost_event_is_counted(tmp_path: Path) -> None:

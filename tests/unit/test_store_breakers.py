@@ -299,6 +299,19 @@ def test_a_busy_store_does_not_keep_a_user_from_being_forgotten(
         assert sum(ended for _, ended, _ in manager.breaker(None).ended) >= 2, "what others did in between still counts"
 
 
+@pytest.mark.parametrize("mode", ["forced_open", "open", "closed", "", None, 3, ["forced-open"]])
+@pytest.mark.parametrize("whose", ["ann", None])
+def test_a_mode_that_there_is_not_is_never_stored(path: Path, mode: Any, whose: str | None) -> None:
+    """It would read as damage ever after; the refusal names the value and the choices."""
+    with opened(path) as store:
+        manager = ResetManager(store)
+        before = snapshot(store)
+        with pytest.raises(InvalidInput, match="choose one of forced-open, forced-closed, metrics-only") as refused:
+            manager.force_breaker(whose, mode, **BY)
+        assert repr(mode) in str(refused.value)
+        assert snapshot(store) == before
+
+
 # The commit that is refused.
 
 
