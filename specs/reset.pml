@@ -80,6 +80,7 @@
 #define W_CUT_KEPT_MARKS    37
 #define W_CUT_LOST_MARKS    38
 #define W_LEASE_FENCED      39
+#define W_FENCED_PROBE      54
 #define W_SETTLE_FENCED     53
 #define W_CRASH_IN          40 /* + phase of the process that died, up to 52 */
 
@@ -412,6 +413,13 @@ inline DIE(r) {                /* the process ends; its marks stay in a file tha
   do :: i < (r + 1) * NA -> if :: mark[i] != FREE -> orphan[i] = 1 :: else fi; i++ :: else -> break od;
   FORGET(r); key[r] = 0; phase[r] = DOWN
 }
+inline FENCE(r) {              /* one transaction of an operator: r can commit nothing more, and its probe is given back */
+  fences++; key[r] = 0; fenced[r] = 1;
+  if
+  :: b.probe != 0 && (b.probe - 1) / NA == r -> B_RELEASED(b, b.probe - 1); SAW(W_FENCED_PROBE)
+  :: else
+  fi
+}
 inline REOPEN(r) { key[r] = 1; fenced[r] = 0; phase[r] = OPENING }     /* one transaction: a new owner, with a new key */
 
 inline SETTLE(r, q) {          /* one transaction of r, for what q's dead process left: each attempt gets its one outcome */
@@ -536,7 +544,7 @@ end:
   :: d_step { crashes < CRASHES && phase[r] != DOWN && MAY("crash", ME) ->
               PRE; c_code { seen[W_CRASH_IN + now.phase[ME]]++; }; crashes++; DIE(r); POST("crash", ME) }
   :: d_step { fences < FENCES && phase[r] != DOWN && key[r] && ALL_SETTLED && MAY("fence", ME) ->
-              PRE; fences++; key[r] = 0; fenced[r] = 1; POST("fence", ME) }
+              PRE; FENCE(r); POST("fence", ME) }
   :: d_step { faults < FAULTS && phase[r] == OFFERED && MAY("commit fails", ME) -> PRE; COMMIT_FAILS(r); POST("commit fails", ME) }
   :: d_step { faults < FAULTS && phase[r] == OFFERED && !FENCED(r) && !LOST(r) && !MOVED(r) && MAY("doubt, durable", ME) ->
               PRE; COMMIT_IN_DOUBT(r, true); POST("doubt, durable", ME) }
