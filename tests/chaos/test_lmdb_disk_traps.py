@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import lmdb
 import pytest
 
-from statemachine import ResetError, Store, StoreCorrupt, StoreForeign
+from statemachine import ResetError, Store, StoreCorrupt, StoreForeign, StoreFull
 from statemachine.store.checkup import Checkup
 from tests.chaos.test_lmdb_traps import bare, ended, told
 from tests.regression.scene import fill, head, opened, raw, weighed, working
@@ -196,6 +196,79 @@ def test_a_data_file_replaced_while_it_is_open_is_not_written_beside(tmp_path: P
     with opened(path) as store:
         assert store.version_range("ann") == (1, 1)
         assert not store.knows("new")
+
+
+# Pages that are none
+
+READS: Final = """
+from statemachine.store.checkup import Checkup
+def read(where):
+    told = []
+    try:
+        with opened(where) as store:
+            for call in (lambda: list(store.users()), lambda: list(store.audit()), lambda: list(store.quarantine()),
+                         lambda: store.verify_audit().problem and told.append("told"), lambda: list(store.attempts()),
+                         lambda: store.load("u050"), lambda: list(store.history("u150"))):
+                try:
+                    call()
+                except StoreCorrupt:
+                    told.append("told")
+            told += [finding.level for finding in Checkup(store).run() if finding.level == "error"]
+    except StoreCorrupt:
+        told.append("told")
+    return "told" if told else "right"
+"""
+
+
+def filled(path: Path) -> bytes:
+    """The data file of a store of a few hundred users."""
+    with working(path) as (_, _, processor):
+        for day in range(2):
+            processor.process_batch(weighed(f"u{number:03d}", day, 80.0) for number in range(200))
+    return (path / "data.mdb").read_bytes()
+
+
+def test_what_is_put_in_the_place_of_a_cut_off_end_kills_nobody(tmp_path: Path) -> None:
+    """Wherever the file was cut, in a page or between two, what is gone is told by all that reads it, and by no signal."""
+    filled(tmp_path / "whole")
+    said = ran(READS + """
+whole, answers = (path / "whole" / "data.mdb").read_bytes(), []
+page = os.sysconf("SC_PAGESIZE")
+for at in range(2, len(whole) // page):
+    (path / "cut").mkdir(mode=0o700, exist_ok=True)
+    (path / "cut" / "data.mdb").write_bytes(whole[:at * page + 1_000 * (at % 2)])
+    answers.append(read(path / "cut"))
+say(answers.count("told"), len(answers))
+    """, tmp_path)
+    count, tried = map(int, said.split())
+    assert tried > 50
+    assert count >= tried - 2, "the last pages may have been free"
+
+
+def test_a_mending_of_a_cut_off_end_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file grows by what was written alone, so that whoever is killed leaves one that is cut short still."""
+    path, page = tmp_path / "store", os.sysconf("SC_PAGESIZE")
+    whole = filled(path)
+    size, wrote = len(whole) - 9 * page - 100, os.pwrite
+    (path / "data.mdb").write_bytes(whole[:size])
+    asked: list[int] = []
+
+    def killed(descriptor: int, content: bytes, at: int) -> int:
+        asked.append(at)
+        if len(asked) > 3:
+            raise OSError(28, "no room")
+        return wrote(descriptor, content[:page + 50], at)
+
+    monkeypatch.setattr(os, "pwrite", killed)
+    with pytest.raises(StoreFull, match="try again"):
+        Store.open(path)
+    monkeypatch.undo()
+    start = size // page * page
+    left = (path / "data.mdb").read_bytes()
+    assert left == whole[:start] + b"\xff" * (3 * (page + 50)), "no byte is there that was not written"
+    with pytest.raises(StoreCorrupt), opened(path) as store:
+        list(store.audit())
+    assert (path / "data.mdb").read_bytes()[start:] == b"\xff" * (len(whole) - start)
 
 
 # Flipped bits
