@@ -34,6 +34,15 @@ NAMED_MAX: Final = 20
 _META_TRIES: Final = 100
 
 
+class Page(NamedTuple):
+    """A page of the tree, how many levels it is above the leaves (these are 1), and the least key it may hold."""
+
+    number: int
+    level: int
+    first: bytes
+    deadly: bool = False
+
+
 class _Tree(NamedTuple):
     root: int
     depth: int
@@ -60,6 +69,16 @@ def deadly(engine: Engine) -> Iterator[int]:
     Reads the branches, and of each leaf its head, at one moment; it keeps a read transaction open for as long.  Raises
     StoreCorrupt where the pages lead in a circle, and what `Engine.reading` does.
     """
+    return (page.number for page in walk(engine) if page.deadly)
+
+
+def next_leaf(engine: Engine, key: bytes) -> bytes:
+    """The least key after `key` from which on a search leads to another leaf, b"" where there is none; raises as `deadly`."""
+    return min((page.first for page in walk(engine) if page.level == 1 and page.first > key), default=b"")
+
+
+def walk(engine: Engine) -> Iterator[Page]:
+    """The leaves of the tree of records in the order of their keys, and what stands in the place of a branch and is none."""
     page_bytes: int = engine.info()["psize"]
     descriptor = os.open(engine.path / DATA, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -79,32 +98,36 @@ def _tree(descriptor: int, page_bytes: int, commit: int) -> _Tree | None:
     return _Tree(root, depth, last) if written == commit else None
 
 
-def _below(descriptor: int, page_bytes: int, tree: _Tree) -> Iterator[int]:
-    waiting, seen = [(tree.root, tree.depth)] if tree.depth else [], 0
+def _below(descriptor: int, page_bytes: int, tree: _Tree) -> Iterator[Page]:
+    waiting, seen = [Page(tree.root, tree.depth, b"")] if tree.depth else [], 0
     while waiting:
-        number, levels = waiting.pop()
-        if not 1 < number <= tree.last:
+        at = waiting.pop()
+        if not 1 < at.number <= tree.last:
             continue  # LMDB says that it is not there
         seen += 1
         if seen > tree.last:
             message = "the pages of the data file lead in a circle; restore the store from a backup"
             raise StoreCorrupt(message)
-        page = os.pread(descriptor, page_bytes if levels > 1 else _HEAD.size, number * page_bytes)
+        page = os.pread(descriptor, page_bytes if at.level > 1 else _HEAD.size, at.number * page_bytes)
         _, flags, lower, _ = _HEAD.unpack_from(page)
+        kind, count = flags & (_BRANCH | _LEAF), (lower - _HEAD.size) // 2
         if flags & _DIRTY:
-            continue  # LMDB answers with an error
-        count = (lower - _HEAD.size) // 2
-        if levels == 1:
-            if flags & (_BRANCH | _LEAF) != _LEAF:
-                yield number
-        elif flags & (_BRANCH | _LEAF) != _BRANCH or not _CHILDREN_MIN <= count < page_bytes // 2:
-            yield number
+            yield at  # LMDB answers with an error
+        elif at.level == 1:
+            yield at._replace(deadly=kind != _LEAF)
+        elif kind != _BRANCH or not _CHILDREN_MIN <= count < page_bytes // 2:
+            yield at._replace(deadly=True)
         else:
-            waiting += [(child, levels - 1) for child in reversed(_children(page, count))]
+            waiting += reversed(_children(page, count, at))
 
 
-def _children(page: bytes, count: int) -> list[int]:
-    """The pages below a branch; a node that is not inside it is passed over."""
+def _children(page: bytes, count: int, above: Page) -> list[Page]:
+    """The pages below a branch; a node that is not inside it is passed over.  The first has no key of its own."""
+    found = []
     places = struct.unpack_from(f"={count}H", page, _HEAD.size) if _HEAD.size + 2 * count <= len(page) else ()
-    nodes = (_NODE.unpack_from(page, place) for place in places if place + _NODE.size <= len(page))
-    return [low | middle << 16 | high << 32 for low, middle, high, _ in nodes]
+    for place in places:
+        if place + _NODE.size <= len(page):
+            low, middle, high, length = _NODE.unpack_from(page, place)
+            key = page[place + _NODE.size:place + _NODE.size + length]
+            found.append(Page(low | middle << 16 | high << 32, above.level - 1, key or above.first))
+    return found

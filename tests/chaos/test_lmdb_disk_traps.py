@@ -327,6 +327,24 @@ def test_doctor_names_a_page_of_zeros_and_dies_of_none(tmp_path: Path) -> None:
         assert not list(Checkup(store).run())
 
 
+def test_users_lists_those_after_pages_that_cannot_be_read(tmp_path: Path) -> None:
+    """Between two lost pages and after them everybody is listed; that some are missing is said at the end."""
+    path, page = tmp_path / "store", os.sysconf("SC_PAGESIZE")
+    data = bytearray(filled(path))
+    with opened(path, readonly=True) as store:
+        leaves = [leaf for leaf in pages.walk(store.engine) if leaf.first > b"u"]
+    assert len(leaves) > 10
+    for leaf in (leaves[2], leaves[6]):
+        data[leaf.number * page:(leaf.number + 1) * page] = b"\xff" * page
+    (path / "data.mdb").write_bytes(data)
+    code, said = command("users", "--json", "--store", str(path))
+    listed = set(re.findall(r'"user":\s*"(u\d+)"', said))
+    assert (code, "not listed, at" in " ".join(said.split())) == (3, True), said
+    between = leaves[4].first[:4].decode()
+    assert {"u000", between, "u199"} <= listed, said[-600:]
+    assert 150 < len(listed) < 200
+
+
 def test_pages_are_looked_at_while_another_writes(tmp_path: Path) -> None:
     """The tree is the one of a single commit, wherever writers have got to meanwhile."""
     path = tmp_path / "store"
