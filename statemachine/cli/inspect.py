@@ -13,6 +13,7 @@ from statemachine.cli.console import Column
 from statemachine.cli.instants import instant_us, shown
 from statemachine.clock import US_PER_DAY, iso
 from statemachine.errors import InvalidInput, StoreCorrupt, StoreForeign, UserUnknown, VersionPruned
+from statemachine.store import keys, pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,7 @@ def users(store: console.StoreOption, json: console.JsonOption = False) -> None:
     """
     with console.command(), console.reading(store) as opened:
         damaged: list[str] = []
+        gaps: list[str] = []
         columns = (
             Column("user", lambda row: row["user"], fold=10),
             Column("version", lambda row: row["version"], right=True),
@@ -56,14 +58,32 @@ def users(store: console.StoreOption, json: console.JsonOption = False) -> None:
             Column("aside", lambda row: row["kept_aside"], right=True),
             Column("note", _note, fold=10),
         )
-        console.print_rows(_user_rows(opened, damaged), columns, json=json, empty="no user is stored")
+        console.print_rows(_user_rows(opened, damaged, gaps), columns, json=json, empty="no user is stored")
+        if gaps:
+            message = f"users may be stored that are not listed, at {len(gaps)} places; the first: {gaps[0]}"
+            raise StoreCorrupt(message)
         if damaged:
             message = f"{len(damaged)} of the users cannot be read, the first of them {damaged[0]!r}"
             raise StoreCorrupt(message, user=damaged[0])
 
 
-def _user_rows(store: Store, damaged: list[str]) -> Iterator[dict[str, Any]]:
-    for user in store.users():
+def _names(store: Store, gaps: list[str]) -> Iterator[str]:
+    """Every user that can be reached: past a page that cannot be read with the next one, and why in `gaps`."""
+    start = keys.FIRST_USER
+    while start:
+        try:
+            for user in store.users(start):
+                start = user.encode() + b"\1"
+                yield user
+        except UNREADABLE as trouble:
+            gaps.append(str(trouble))
+            start = pages.next_leaf(store.engine, start)
+        else:
+            return
+
+
+def _user_rows(store: Store, damaged: list[str], gaps: list[str]) -> Iterator[dict[str, Any]]:
+    for user in _names(store, gaps):
         loaded, error = None, None
         try:
             loaded = store.load(user)

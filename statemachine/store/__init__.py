@@ -355,15 +355,17 @@ class Store:
                 return version
         return None
 
-    def users(self) -> Iterator[str]:
-        """Every user of whom anything is stored, in the order of their UTF-8 bytes; raises StoreCorrupt at a key of no user."""
-        start = keys.FIRST_USER
+    def users(self, start: bytes = keys.FIRST_USER) -> Iterator[str]:
+        """Every user of whom anything is stored, in the order of their UTF-8 bytes; raises StoreCorrupt at a key of no user.
+
+        `start` is a key: those before it are left out.
+        """
         while True:
             found = self.engine.first(start, b"\xff" * 8)
             if found is None:
                 return
             user, end, _ = found[0].partition(b"\0")
-            if not end or user + end < start:
+            if not end or found[0] < start:
                 message = f"the key {found[0]!r} of the store {self.path} was changed; restore the store from a backup"
                 raise StoreCorrupt(message)
             try:

@@ -27,7 +27,7 @@ from statemachine.breaker import Breaker
 from statemachine.clock import Clock, Ids, SystemClock, SystemIds
 from statemachine.errors import InvalidInput, StoreCorrupt, StoreFull, StoreUnavailable
 from statemachine.estimator import BODY_WEIGHT, Estimator
-from statemachine.store import Store, StoreLimits, checked_meta, keys, making
+from statemachine.store import Store, StoreLimits, checked_meta, keys, making, pages
 from statemachine.store import engine as door
 from statemachine.store.committer import audit_tail
 from statemachine.store.engine import Engine
@@ -195,6 +195,7 @@ class _Work:
                             writer_wait_s_max=self.limits.writer_wait_s_max, clock=self.clock, readonly=True, alone=True)
             try:
                 engine.lengthen()
+                pages.check(engine)
                 self.meta = checked_meta(engine, self.estimator)
                 yield engine
             finally:

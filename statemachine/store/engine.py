@@ -42,6 +42,10 @@ ROOM_BYTES_MIN: Final = 1 << 22
 """With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
 WRITES_A_CHECK: Final = 256
 """So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
+NO_PAGE: Final = b"\xff"
+"""A page of these bytes says that it is being written, which LMDB as py-lmdb has it refuses with an error, wherever it finds
+it.  A page of zeros fails an assertion of LMDB's instead, which kills the process (SIGABRT)."""
+FILL_BYTES: Final = 1 << 20
 HALF_PAGE_KEYS_MAX: Final = 100
 """More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
 _POLL_S: Final = (0.0002, 0.005)
@@ -87,6 +91,22 @@ def lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _fill(data: Path, page_bytes: int, wanted: int) -> None:
+    """Fill what was cut off a data file with pages that LMDB refuses, from the front, so that the length tells how far it came.
+
+    A page cut in two goes with them: its keys would lead to nodes that are gone.  Whoever is killed here leaves a file that is
+    still cut short, and the next opening does the same.
+    """
+    descriptor = os.open(data, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        at = os.fstat(descriptor).st_size // page_bytes * page_bytes
+        while at < wanted:
+            at += os.pwrite(descriptor, NO_PAGE * min(FILL_BYTES, wanted - at), at)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync(path: Path) -> None:
@@ -147,8 +167,8 @@ class Engine:
     def lengthen(self) -> None:
         """Give a data file that was cut short the length that its meta page tells; call before any other read.
 
-        LMDB reads through a map, where a page that is not there kills the process.  Zeros are no page of LMDB's, so that
-        what was cut off is found damaged; a file whose last pages were never written, as LMDB may leave it, loses nothing.
+        LMDB reads through a map, where a page that is not there kills the process.  What was cut off becomes pages that LMDB
+        refuses with an error; a file whose last pages were never written, as LMDB may leave it, loses nothing.
         """
         data = self.path / DATA
         wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
@@ -161,8 +181,11 @@ class Engine:
             raise StoreCorrupt(message)
         with self.turn():  # nobody is writing now
             wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-            if data.stat().st_size < wanted:
-                os.truncate(data, wanted)
+            try:
+                _fill(data, self._env.stat()["psize"], wanted)
+            except OSError as error:
+                message = f"mending the data file {data}, which was cut short: {error}; nothing was lost by it: try again"
+                raise (StoreFull if error.errno in FULL else StoreUnavailable)(message) from error
 
     def _claim(self) -> tuple[int, int]:
         stat = (self.path / DATA).stat()

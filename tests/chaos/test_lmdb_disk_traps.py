@@ -6,10 +6,14 @@ mapped) or ENOSPC (/dev/full).  docs/lmdb.md lists every trap and its test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,14 +21,15 @@ from typing import TYPE_CHECKING, Any, Final
 import lmdb
 import pytest
 
-from statemachine import ResetError, Store, StoreCorrupt, StoreForeign
+from statemachine import ResetError, Store, StoreCorrupt, StoreForeign, StoreFull
+from statemachine.store import pages
 from statemachine.store.checkup import Checkup
 from tests.chaos.test_lmdb_traps import bare, ended, told
 from tests.regression.scene import fill, head, opened, raw, weighed, working
 from tests.unit.processes import line, ran, started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = [
     pytest.mark.usefixtures("no_events"),
@@ -196,6 +201,177 @@ def test_a_data_file_replaced_while_it_is_open_is_not_written_beside(tmp_path: P
     with opened(path) as store:
         assert store.version_range("ann") == (1, 1)
         assert not store.knows("new")
+
+
+# Pages that are none
+
+READS: Final = """
+from statemachine.store import pages
+from statemachine.store.checkup import Checkup
+def read(where):
+    told = []
+    try:
+        with opened(where) as store:
+            for call in (lambda: list(store.users()), lambda: list(store.audit()), lambda: list(store.quarantine()),
+                         lambda: store.verify_audit().problem and told.append("told"), lambda: list(store.attempts()),
+                         lambda: store.load("u050"), lambda: list(store.history("u150"))):
+                try:
+                    call()
+                except StoreCorrupt:
+                    told.append("told")
+            told += [finding.level for finding in Checkup(store).run() if finding.level == "error"]
+    except StoreCorrupt:
+        told.append("told")
+    return "told" if told else "right"
+"""
+
+
+def filled(path: Path) -> bytes:
+    """The data file of a store of a few hundred users."""
+    with working(path) as (_, _, processor):
+        for day in range(2):
+            processor.process_batch(weighed(f"u{number:03d}", day, 80.0) for number in range(200))
+    return (path / "data.mdb").read_bytes()
+
+
+def test_what_is_put_in_the_place_of_a_cut_off_end_kills_nobody(tmp_path: Path) -> None:
+    """Wherever the file was cut, in a page or between two, what is gone is told by all that reads it, and by no signal.
+
+    Each commit leaves other pages at the end: leaves under a root that is whole are what LMDB reads on to.
+    """
+    filled(tmp_path / "whole")
+    said = ran(READS + """
+page, answers = os.sysconf("SC_PAGESIZE"), []
+(path / "cut").mkdir(mode=0o700)
+for number in range(16):
+    with working(path / "whole") as (store, _, processor):
+        processor.process_batch(weighed(f"n{number:02d}-{n}", 0, 80.0) for n in range(8))
+    whole = (path / "whole" / "data.mdb").read_bytes()
+    for size in (len(whole) - page, len(whole) - 2 * page - 1_000, len(whole) - (3 + number % 9) * page):
+        (path / "cut" / "data.mdb").write_bytes(whole[:size])
+        answers.append(read(path / "cut"))
+say(answers.count("told"), len(answers))
+""", tmp_path)
+    count, tried = map(int, said.split())
+    assert tried == 48
+    assert count > tried // 2, "some of the last pages may have been free"
+
+
+def test_a_mending_of_a_cut_off_end_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file grows by what was written alone, so that whoever is killed leaves one that is cut short still."""
+    path, page = tmp_path / "store", os.sysconf("SC_PAGESIZE")
+    whole = filled(path)
+    size, wrote = len(whole) - 9 * page - 100, os.pwrite
+    (path / "data.mdb").write_bytes(whole[:size])
+    asked: list[int] = []
+
+    def killed(descriptor: int, content: bytes, at: int) -> int:
+        asked.append(at)
+        if len(asked) > 3:
+            raise OSError(28, "no room")
+        return wrote(descriptor, content[:page + 50], at)
+
+    monkeypatch.setattr(os, "pwrite", killed)
+    with pytest.raises(StoreFull, match="try again"):
+        Store.open(path)
+    monkeypatch.undo()
+    start = size // page * page
+    left = (path / "data.mdb").read_bytes()
+    assert left == whole[:start] + b"\xff" * (3 * (page + 50)), "no byte is there that was not written"
+    with pytest.raises(StoreCorrupt), opened(path) as store:
+        list(store.audit())
+    assert (path / "data.mdb").read_bytes()[start:] == b"\xff" * (len(whole) - start)
+
+
+def zeroed(path: Path) -> Iterator[int]:
+    """Put zeros in the place of one leaf after another of a store's file, each alone; the number of each."""
+    page, whole = os.sysconf("SC_PAGESIZE"), (path / "data.mdb").read_bytes()
+    for number in range(2, len(whole) // page):
+        start = number * page
+        if whole[start + 10] == 2:  # so a leaf says it
+            (path / "data.mdb").write_bytes(whole[:start] + bytes(page) + whole[start + page:])
+            yield number
+    (path / "data.mdb").write_bytes(whole)
+
+
+def command(*words: str) -> tuple[int, str]:
+    """How a command ended, and all that it said."""
+    done = subprocess.run([sys.executable, "-m", "statemachine.cli", *words], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_doctor_names_a_page_of_zeros_and_dies_of_none(tmp_path: Path) -> None:
+    """LMDB ends a process that steps on to one: doctor and compact look first, and change nothing."""
+    path = tmp_path / "store"
+    filled(path)
+    answers: Counter[str] = Counter()
+    for number in zeroed(path):
+        with contextlib.suppress(StoreCorrupt), opened(path, readonly=True) as store:
+            found = [finding.problem for finding in Checkup(store).run() if finding.level == "error"]
+            if not found:
+                answers["free"] += 1
+                continue
+            answers["told"] += 1
+            assert re.search(rf"no record was looked at: .* comes to one: {number};", found[0])
+            last = number
+    assert answers["told"] > 5
+    for at in zeroed(path):
+        if at == last:
+            before = (path / "data.mdb").read_bytes()
+            code, said = command("doctor", "--json", "--store", str(path))
+            assert (code, f"comes to one: {at};" in said) == (1, True)
+            code, said = command("compact", "--actor", "a", "--reason", "r", "--store", str(path))
+            assert (code, f"{at};" in " ".join(said.split())) == (3, True)
+            assert (path / "data.mdb").read_bytes() == before
+    with opened(path) as store:
+        assert not list(Checkup(store).run())
+
+
+def test_users_lists_those_after_pages_that_cannot_be_read(tmp_path: Path) -> None:
+    """Between two lost pages and after them everybody is listed; that some are missing is said at the end."""
+    path, page = tmp_path / "store", os.sysconf("SC_PAGESIZE")
+    data = bytearray(filled(path))
+    with opened(path, readonly=True) as store:
+        leaves = [leaf for leaf in pages.walk(store.engine) if leaf.first > b"u"]
+    assert len(leaves) > 10
+    for leaf in (leaves[2], leaves[6]):
+        data[leaf.number * page:(leaf.number + 1) * page] = b"\xff" * page
+    (path / "data.mdb").write_bytes(data)
+    code, said = command("users", "--json", "--store", str(path))
+    listed = set(re.findall(r'"user":\s*"(u\d+)"', said))
+    assert (code, "not listed, at" in " ".join(said.split())) == (3, True), said
+    between = leaves[4].first[:4].decode()
+    assert {"u000", between, "u199"} <= listed, said[-600:]
+    assert 150 < len(listed) < 200
+
+
+def test_pages_are_looked_at_while_another_writes(tmp_path: Path) -> None:
+    """The tree is the one of a single commit, wherever writers have got to meanwhile."""
+    path = tmp_path / "store"
+    filled(path)
+    with working(path) as (store, _, processor):
+        for day in range(2, 40):
+            found = pages.deadly(store.engine)
+            processor.process_batch(weighed(f"u{number:03d}", day, 80.0) for number in range(20))
+            assert not list(found)
+
+
+def test_bare_lmdb_is_killed_by_a_page_of_zeros(tmp_path: Path) -> None:
+    """The trap itself: a cursor that steps on to one."""
+    one = bare("""
+        with env.begin(write=True) as txn:
+            for number in range(1_000):
+                txn.put(b"%04d" % number, bytes(100))
+        say("open"); sys.stdin.readline()
+        list(env.begin().cursor())
+    """, tmp_path)
+    assert line(one) == "open"
+    page, whole = os.sysconf("SC_PAGESIZE"), (tmp_path / "data.mdb").read_bytes()
+    with (tmp_path / "data.mdb").open("r+b") as data:
+        for number in range(2, len(whole) // page):
+            if whole[number * page + 10] == 2 and b"0500" in whole[number * page:(number + 1) * page]:
+                os.pwrite(data.fileno(), bytes(page), number * page)
+    assert ended(one) == -signal.SIGABRT
 
 
 # Flipped bits
