@@ -16,7 +16,7 @@ import msgspec
 from statemachine import codec
 from statemachine.breaker import Breaker, Budget
 from statemachine.clock import iso
-from statemachine.errors import StoreCorrupt, StoreForeign
+from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
 from statemachine.rollout import Rollout
 from statemachine.store import identities, keys
 from statemachine.store.intents import Intent
@@ -366,7 +366,7 @@ def _named(key: bytes) -> str:
 
 def _unreadable(subject: str, name: str, error: Exception, remedy: str = _BACKUP) -> Finding:
     """The finding for a record that fails its checksum or does not decode."""
-    text = str(error)
+    text = error.problem if isinstance(error, ResetError) else str(error)
     why = "fails its checksum" if "checksum" in text else text
     return Finding("records", "error", subject, f"{name} cannot be read: {why}", remedy)
 
