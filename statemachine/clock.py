@@ -9,12 +9,14 @@ from __future__ import annotations
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
+from uuid import UUID
 
 import uuid_utils
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 US_PER_DAY = 86_400_000_000
+UUID_VERSION: Final = 7
 
 
 class Clock(Protocol):
@@ -66,6 +68,15 @@ class SystemIds:
     def salt(self) -> bytes:
         """Sixteen bytes from the operating system."""
         return secrets.token_bytes(16)
+
+
+def begun_us(attempt_id: str) -> int | None:
+    """When an id was made, in microseconds since 1970 UTC, to the millisecond; None where it is no UUID of version 7."""
+    try:
+        number = UUID(attempt_id)
+    except ValueError:
+        return None
+    return (number.int >> 80) * 1_000 if number.version == UUID_VERSION else None
 
 
 def to_us(at: datetime) -> int:

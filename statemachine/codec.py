@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from statemachine import naming
 from statemachine.errors import StoreCorrupt, StoreForeign
 from statemachine.state import Reading
 
@@ -78,26 +79,26 @@ def seal(key: bytes, content: bytes, *, compress: bool = False) -> bytes:
 def unseal(key: bytes, record: bytes) -> bytes:
     """The content of a record read from `key`; raises StoreCorrupt, or StoreForeign for a schema unknown here."""
     if len(record) < _FRAME_BYTES or record[0] != MAGIC:
-        message = f"the record at key {key!r} is not one of resetguard's"
-        raise StoreCorrupt(message)
+        message = f"{naming.record(key)} is not one of resetguard's"
+        raise StoreCorrupt(message, remedy=naming.remedy(key))
     head, content = record[:8], record[_FRAME_BYTES:]
     if _SUM.unpack_from(record, 8)[0] != _checksum(key + head + content):
-        message = f"the record at key {key!r} fails its checksum"
-        raise StoreCorrupt(message)
+        message = f"{naming.record(key)} fails its checksum"
+        raise StoreCorrupt(message, remedy=naming.remedy(key))
     _, schema, flags, length = _HEAD.unpack(head)
     if schema not in READABLE:
-        message = (f"the record at key {key!r} has schema {schema}; this program reads {READABLE[0]} to {READABLE[-1]}: "
+        message = (f"{naming.record(key)} has schema {schema}; this program reads {READABLE[0]} to {READABLE[-1]}: "
                    "use a newer resetguard")
         raise StoreForeign(message)
     if length != len(content) or flags & ~COMPRESSED:
-        message = f"the record at key {key!r} is torn"
-        raise StoreCorrupt(message)
+        message = f"{naming.record(key)} is torn"
+        raise StoreCorrupt(message, remedy=naming.remedy(key))
     if flags & COMPRESSED:
         try:
             content = zstandard.ZstdDecompressor().decompress(content, max_output_size=RECORD_BYTES_MAX)
         except zstandard.ZstdError as error:
-            message = f"the record at key {key!r} does not decompress: {error}"
-            raise StoreCorrupt(message) from error
+            message = f"{naming.record(key)} does not decompress: {error}"
+            raise StoreCorrupt(message, remedy=naming.remedy(key)) from error
     return content
 
 

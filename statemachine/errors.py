@@ -41,6 +41,7 @@ class ResetError(Exception):
 
     def __init__(self, message: str, *, user: str | None = None, attempt_id: str | None = None) -> None:
         super().__init__(message)
+        self.problem = message
         self.user = user
         self.attempt_id = attempt_id
 
@@ -166,13 +167,19 @@ class StoreHurt(ResetError):
 
 
 class StoreCorrupt(StoreHurt):
-    """A record fails its checksum or does not decode.  `newest_good` is the newest readable version, None if none is."""
+    """A record fails its checksum or does not decode.  `newest_good` is the newest readable version, None if none is.
+
+    `problem` is the message without the `remedy` that ends it.
+    """
 
     kind = "store-corrupt"
 
-    def __init__(self, message: str, *, user: str | None = None, newest_good: int | None = None) -> None:
-        super().__init__(message, user=user)
+    def __init__(
+        self, message: str, *, user: str | None = None, newest_good: int | None = None, remedy: str = "",
+    ) -> None:
+        super().__init__(f"{message}; {remedy}" if remedy else message, user=user)
         self.newest_good = newest_good
+        self.problem = message
 
 
 class StoreForeign(StoreHurt):

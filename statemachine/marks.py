@@ -190,19 +190,7 @@ class DeadMarks:
 
         `unread` then names the slots whose checksum is right and which hold no mark as this program knows it.
         """
-        found = []
-        self.unread = []
-        data = os.pread(self._descriptor, SLOT_BYTES * SLOTS, 0)
-        for start in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
-            state, length, checksum = _SLOT.unpack_from(data, start)
-            content = data[start + _SLOT.size:start + _SLOT.size + length]
-            if state == FREE or zlib.crc32(content) != checksum:
-                continue
-            mark = _decoded(content)
-            if mark is None:
-                self.unread.append(start // SLOT_BYTES)
-                continue
-            found.append(msgspec.structs.replace(mark, state=state))
+        found, self.unread = _whole(self._descriptor)
         return found
 
     def remove(self) -> None:
@@ -218,6 +206,35 @@ class DeadMarks:
     def leave(self) -> None:
         """Let go of it unsettled."""
         os.close(self._descriptor)
+
+
+def under_way(path: Path) -> list[Mark]:
+    """The attempts that an owner has begun and not ended, as its file says at this moment; it may live and write meanwhile."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    try:
+        return [mark for mark in _whole(descriptor)[0] if mark.state != ENDED]
+    finally:
+        os.close(descriptor)
+
+
+def _whole(descriptor: int) -> tuple[list[Mark], list[int]]:
+    """The whole marks of a file by slot, and the slots of a right checksum that hold no mark as this program knows it."""
+    found, unread = [], []
+    data = os.pread(descriptor, SLOT_BYTES * SLOTS, 0)
+    for start in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
+        state, length, checksum = _SLOT.unpack_from(data, start)
+        content = data[start + _SLOT.size:start + _SLOT.size + length]
+        if state == FREE or zlib.crc32(content) != checksum:
+            continue
+        mark = _decoded(content)
+        if mark is None:
+            unread.append(start // SLOT_BYTES)
+            continue
+        found.append(msgspec.structs.replace(mark, state=state))
+    return found, unread
 
 
 def _decoded(content: bytes) -> Mark | None:

@@ -60,7 +60,7 @@ def last_known_good(store: Store, user: str) -> int:
     except StoreCorrupt as error:
         good = store.newest_good(user)
         if good is None:
-            message = f"no version of {user!r} can be read: restore the store from a backup ({error})"
+            message = f"no version of {user!r} can be read: restore the store from a backup ({error.problem})"
             raise StoreCorrupt(message, user=user) from error
         return good.version
     if head is None:

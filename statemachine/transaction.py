@@ -9,6 +9,7 @@ rolls back.  Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -262,6 +263,9 @@ class ResetTransaction:
         when = "" if admission.retry_at_us is None else f"; try again after {iso(admission.retry_at_us)}"
         by = "budget of resets a minute" if scope == "budget" else f"{scope} circuit breaker"
         message = f"the {by} refused the {self.attempt.kind} reset of {self.user!r} ({admission.reason}){when}"
+        if admission.reason == "forced-open":  # no time ends that
+            whose = "--global" if scope == "global" else shlex.quote(self.user)
+            message += f"; `resetguard breaker release {whose}` ends that"
         if self._breaker.probe == self.attempt_id:
             self._store.commit(self._void())
         mark = self._mark(ENDED, "reset.refused", "refused", message)

@@ -61,14 +61,15 @@ def audit_list(  # noqa: PLR0913 - one parameter an option of the command
         wanted = None if outcome is None else outcome.replace("-", "_").lower()
         newest = limit if json or limit is not None else ROWS_SHOWN
         if newest is not None and (user, since, outcome) == (None, None, None):
-            rows = opened.audit(since_seq=max(opened.audit_tail()[0] - newest + 1, 0))
+            left_out = max(opened.audit_tail()[0] - newest, 0)
+            rows = opened.audit(since_seq=left_out + 1)
         else:
-            rows = _matching(opened, user, since_us, wanted)
+            left_out, rows = 0, _matching(opened, user, since_us, wanted)
         if newest is None:
             for row in rows:
                 console.print_json(row.as_dict())
         else:
-            _print_newest(rows, newest, json=json)
+            _print_newest(rows, newest, None if limit is not None else left_out, json=json)
 
 
 def _matching(store: Store, user: str | None, since_us: int | None, outcome: str | None) -> Iterator[Row]:
@@ -78,12 +79,18 @@ def _matching(store: Store, user: str | None, since_us: int | None, outcome: str
             yield row
 
 
-def _print_newest(rows: Iterator[Row], newest: int, *, json: bool) -> None:
-    """The last so many rows; where the log is damaged, those before the damage, and then StoreCorrupt."""
+def _print_newest(rows: Iterator[Row], newest: int, left_out: int | None, *, json: bool) -> None:
+    """The last so many rows; where the log is damaged, those before the damage, and then StoreCorrupt.
+
+    How many older ones there are is said below a table, with those already `left_out`; not where that is None.
+    """
     kept: deque[Row] = deque(maxlen=newest)
     damage: ResetError | None = None
+    seen = 0
     try:
-        kept.extend(rows)
+        for row in rows:
+            kept.append(row)
+            seen += 1
     except ResetError as error:
         damage = error
     if json:
@@ -91,6 +98,9 @@ def _print_newest(rows: Iterator[Row], newest: int, *, json: bool) -> None:
             console.print_json(row.as_dict())
     elif kept or damage is None:
         _print_rows([row.as_dict() for row in kept])
+        more = 0 if left_out is None else left_out + seen - len(kept)
+        if more:
+            console.say(f"{more} more, older than these; --limit N shows the newest N")
     if damage is not None:
         raise damage
 

@@ -9,7 +9,8 @@ import typer
 
 from statemachine.cli import console, inspect
 from statemachine.cli.inspect import UserArgument
-from statemachine.cli.instants import instant_us
+from statemachine.cli.instants import instant_us, shown
+from statemachine.clock import iso
 from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.manager import ResetManager
 from statemachine.requarantine import drop, replay
@@ -116,10 +117,24 @@ def recover(  # noqa: PLR0913 - one parameter an option of the command
 
 
 def _list(store: Store, *, json: bool) -> None:
-    columns = (console.Column("owner", lambda row: row["owner"], right=True),
-               console.Column("alive", lambda row: "yes" if row["alive"] else "no"))
-    rows = (found._asdict() for found in fencing.owners(store) if not found.own)
+    columns = (
+        console.Column("owner", itemgetter("owner"), right=True),
+        console.Column("alive", lambda row: ("yes, fenced" if row["fenced"] else "yes") if row["alive"] else "no"),
+        console.Column("pid", lambda row: row["process"]["pid"], right=True),
+        console.Column("runs since (UTC)", lambda row: shown(row["process"]["since"]), fold=10),
+        console.Column("attempts", itemgetter("attempts"), right=True),
+        console.Column("oldest begun", lambda row: None if row["seconds"] is None else f"{row['seconds']:.0f} s ago", right=True),
+    )
+    now_us = store.clock.now_us()
+    rows = (_owner(found, now_us) for found in fencing.owners(store) if not found.own)
     console.print_rows(rows, columns, json=json, empty="no other process has the store open")
+
+
+def _owner(found: fencing.Owner, now_us: int) -> dict[str, Any]:
+    """An owner as `--list` tells it; `seconds` is the age of its oldest attempt under way."""
+    return {"owner": found.owner, "alive": found.alive, "fenced": found.fenced, "attempts": found.attempts,
+            "seconds": None if found.oldest_us is None else max(now_us - found.oldest_us, 0) / 1e6,
+            "process": {"pid": found.pid, "since": None if found.since_us is None else iso(found.since_us)}}
 
 
 def _recovered(

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 UserArgument = Annotated[str | None, typer.Argument(help="The user's id; or give --users.", metavar="USER", show_default=False)]
 ExpectOption = Annotated[int | None, typer.Option("--expect-version", metavar="M", show_default=False, help=(
     "Change nothing unless the user is at this version."))]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help=(
+    "Say what would change, and change nothing. Asks no breaker: one that is open may refuse the act itself."))]
 UsersOption = Annotated[str | None, typer.Option("--users", metavar="FILE", show_default=False, help=(
     "Instead of USER: a file of ids, one a line; - is standard input. Each is an attempt of its own."))]
 ResumeOption = Annotated[Path | None, typer.Option("--resume", metavar="FILE", show_default=False, help=(
@@ -195,15 +196,15 @@ def restored(manager: ResetManager, user: str, to_version: int | None, asked: As
     if not newest:
         message = f"{user!r} has no state yet, only measurements kept aside"
         raise UserUnknown(message, user=user)
-    if asked.expect_version is not None and asked.expect_version != newest:
-        message = f"{user!r} is at version {newest}, not {asked.expect_version} as expected; nothing was changed"
-        raise ConflictError(message, user=user)
     version = manager.last_known_good(user) if to_version is None else to_version
     target = store.load(user, version)
     if target is None:
         message = f"version {version} of {user!r} is not in the log"
         raise VersionPruned(message, first=0, last=newest, user=user)
     before, damaged = _head(store, user)
+    if damaged and asked.expect_version is not None and asked.expect_version != newest:
+        message = f"{user!r} is at version {newest}, not {asked.expect_version} as expected; nothing was changed"
+        raise ConflictError(message, user=user)
     if damaged and asked.dry_run:
         return Change(user, "dry_run", None, "recovery", newest, None, before, target.state)
     if damaged:
@@ -212,8 +213,10 @@ def restored(manager: ResetManager, user: str, to_version: int | None, asked: As
             _read_back(store, user, recovered.version, target.state)
             return Change(user, "recovered", recovered.attempt_id, "recovery", newest, recovered.version, before, target.state)
         newest = store.version_range(user)[1]
-    # Without an expected version the choice was still made at the head of this moment, and goes with it.
-    result = manager.restore(user, to_version=version, reason=asked.reason, actor=asked.actor, expect_version=newest,
+    # Without an expected version the choice was still made at the head of this moment, and goes with it.  A wrong one is
+    # left to the attempt, which is then in the audit log.
+    expected = newest if damaged or asked.expect_version is None else asked.expect_version
+    result = manager.restore(user, to_version=version, reason=asked.reason, actor=asked.actor, expect_version=expected,
                              dry_run=asked.dry_run)
     return _changed(store, result, before, target.state)
 

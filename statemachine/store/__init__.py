@@ -321,7 +321,7 @@ class Store:
         if good is not None and good.version == newest:
             return good._replace(head_damaged=True)
         told = f"version {good.version} is the newest that can be read" if good else "no version can be read"
-        message = f"the state of {user!r} cannot be read: {error}; {told}"
+        message = f"the state of {user!r} cannot be read: {error.problem}; {told}"
         raise StoreCorrupt(message, user=user, newest_good=good.version if good else None) from error
 
     def newest_good(self, user: str) -> Loaded | None:

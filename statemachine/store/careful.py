@@ -6,6 +6,7 @@ quick pass of `statemachine.store.sieve` first, which leaves to this look what i
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -15,7 +16,7 @@ import msgspec
 from statemachine import codec
 from statemachine.breaker import Breaker, Budget
 from statemachine.clock import iso
-from statemachine.errors import StoreCorrupt, StoreForeign
+from statemachine.errors import ResetError, StoreCorrupt, StoreForeign
 from statemachine.rollout import Rollout
 from statemachine.store import identities, keys
 from statemachine.store.intents import Intent
@@ -34,7 +35,9 @@ _BACKUP: Final = "take it from a backup"
 _SET_ANEW: Final = "set it anew with `resetguard rollout set --mode on|shadow|off`; its lists are lost"
 _COPY: Final = ("its file alone is refused; process a copy of that with an empty line at its end, with the same options: "
                 "what was taken in is known and counts once")
-_RECOVER: Final = "the next measurement of the user walks back to the newest good version, as does ResetManager.recover"
+_RECOVER: Final = "`resetguard recover --user {}` walks back to the newest good version, as does the user's next measurement"
+_LOST: Final = ("the head is good and goes on: nothing is to be done; the version itself cannot be read any more, nor can "
+                "`resetguard rebuild {} --from FILE` take it out: it goes with retention")
 REPORT: Final = "compare with a backup; restore the user to a version that reads, and report it as a bug if no disk was at fault"
 BAD: Final = (StoreCorrupt, StoreForeign, ValueError)
 """What reading a record may raise; msgspec answers text that is no UTF-8 with a ValueError, and so does what does not decode."""
@@ -186,8 +189,8 @@ def user_now(engine: Engine, estimator: Estimator, prefix: bytes, kept_max: int)
 class UserRecords:
     """One user's records as they stream past in the order of their keys, and what they say together at the end."""
 
-    __slots__ = ("_aside", "_damaged", "_estimator", "_found", "_head", "_head_there", "_identities", "_kept_max", "_newest",
-                 "_number", "_oldest_is_image", "kept", "oldest_kept_us", "prefix", "pruned", "records", "versions")
+    __slots__ = ("_aside", "_damaged", "_estimator", "_found", "_head", "_head_there", "_identities", "_image_read", "_kept_max",
+                 "_newest", "_number", "_oldest_is_image", "kept", "oldest_kept_us", "prefix", "pruned", "records", "versions")
 
     def __init__(self, prefix: bytes, estimator: Estimator, kept_max: int) -> None:
         self.prefix = prefix
@@ -203,6 +206,7 @@ class UserRecords:
         self._newest = 0
         self._number = 0
         self._oldest_is_image = True
+        self._image_read = False
         self.kept = 0
         self.oldest_kept_us: int | None = None
         self.records = 0
@@ -228,7 +232,10 @@ class UserRecords:
                 self._other(letter, codec.unseal(key, value))
         except BAD as error:
             self._damaged = self._damaged or letter in (b"i", b"r")
-            self._found.append(_unreadable(self._subject(), self._name(letter, key), error, self._remedy(letter)))
+            remedy = self._for_version() if letter == b"v" else self._remedy(letter)
+            found = _unreadable(self._subject(), self._name(letter, key), error, remedy)
+            spare = letter == b"v" and self._is_head_good() and self._image_read  # neither it nor a walk back needs the version
+            self._found.append(found._replace(level="warning") if spare else found)
 
     def _index(self, get: Get, key: bytes, value: bytes) -> None:
         seq = key[len(self.prefix) + 1:]
@@ -251,6 +258,7 @@ class UserRecords:
         content = codec.unseal(key, value)
         if content[:1] == bytes((codec.IMAGE,)):
             self._estimator.decode(_image(content[1:]).state)
+            self._image_read = True
         else:
             codec.decode_step(content)
             self._oldest_is_image = False
@@ -298,7 +306,7 @@ class UserRecords:
                            else "a before-image is pinned, and the user is not on probation")
                 self._tell("probation", problem, REPORT)
         elif not self._head_there and self.versions:
-            self._tell("heads", f"there is no head, and the log has {self.versions} versions", _RECOVER)
+            self._tell("heads", f"there is no head, and the log has {self.versions} versions", self._with_user(_RECOVER))
         elif not self._head_there and self._identities and not (aside or self.kept):
             self._tell("orphans", f"{self._identities} measurements are recorded, with no head and nothing kept aside", REPORT)
         return self._found
@@ -306,7 +314,7 @@ class UserRecords:
     def _judge_head(self, head: Head) -> None:
         if head.version != self._newest:
             newest = f"the newest in the log is {self._newest}" if self._newest else "the log is empty"
-            self._tell("heads", f"the head says version {head.version}, and {newest}", _RECOVER)
+            self._tell("heads", f"the head says version {head.version}, and {newest}", self._with_user(_RECOVER))
         if self._newest and head.first != self._number:
             self._tell("versions", f"the head says the log begins at version {head.first}, and it begins at {self._number}",
                        REPORT)
@@ -314,12 +322,22 @@ class UserRecords:
     def _tell(self, check: str, problem: str, remedy: str) -> None:
         self._found.append(Finding(check, "error", self._subject(), problem, remedy))
 
+    def _is_head_good(self) -> bool:
+        """For a version: the head lies before the versions, the newest of them first, so that both are known by then."""
+        return self._head is not None and self._head.version == self._newest
+
+    def _for_version(self) -> str:
+        return self._with_user(_LOST if self._is_head_good() else _RECOVER)
+
+    def _with_user(self, remedy: str) -> str:
+        return remedy.format(shlex.quote(_text(self.prefix[:-1])))
+
     def _subject(self) -> str:
         return f"user {_text(self.prefix[:-1])!r}"
 
     def _remedy(self, letter: bytes) -> str:
         user = self.prefix[:-1]
-        return {b"s": _RECOVER, b"v": _RECOVER, b"b": _close_anew(_text(user)), b"r": _rebuild(user)}.get(letter, _BACKUP)
+        return {b"s": self._with_user(_RECOVER), b"b": _close_anew(_text(user)), b"r": _rebuild(user)}.get(letter, _BACKUP)
 
     def _name(self, letter: bytes, key: bytes) -> str:
         if letter == b"v":
@@ -371,7 +389,7 @@ def _named(key: bytes) -> str:
 
 def _unreadable(subject: str, name: str, error: Exception, remedy: str = _BACKUP) -> Finding:
     """The finding for a record that fails its checksum or does not decode."""
-    text = str(error)
+    text = error.problem if isinstance(error, ResetError) else str(error)
     why = "fails its checksum" if "checksum" in text else text
     return Finding("records", "error", subject, f"{name} cannot be read: {why}", remedy)
 

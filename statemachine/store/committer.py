@@ -414,7 +414,7 @@ def _tail(txn: lmdb.Transaction[bytes]) -> bytes:
             return tail
         why = f"it has {len(tail)} bytes"
     except (StoreCorrupt, StoreForeign) as error:
-        why = "it is gone" if stored is None else str(error)
+        why = "it is gone" if stored is None else error.problem
     message = (f"the record of the end of the audit log cannot be read ({why}), and nothing can be committed without it: "
                "`resetguard recover --actor A --reason R` finds it again from the newest row")
     raise StoreCorrupt(message)

@@ -140,6 +140,12 @@ _EXTENDED: Final[dict[str, type[Any]]] = {"breaker": Breaker, "kept aside": Asid
 """The records to which a schema after the first has added; all others differ in their frame alone."""
 
 
+def is_damaged(key: bytes, value: bytes) -> bool:
+    """Whether a stored record does not verify: those without a frame of their own always do."""
+    return keys.kind_of(key) not in keys.UNFRAMED and not (codec.schema_of(value) in codec.READABLE
+                                                           and codec.is_sound(key, value))
+
+
 class _Sum:
     """What was copied: how many records, how many of them damaged, and a digest of all that must come back the same."""
 
@@ -156,9 +162,7 @@ class _Sum:
 
     def judge(self, key: bytes, value: bytes) -> None:
         """Count a record that does not verify; what is read back to the same digest need not be judged again."""
-        if keys.kind_of(key) not in keys.UNFRAMED and not (codec.schema_of(value) in codec.READABLE
-                                                           and codec.is_sound(key, value)):
-            self.damaged += 1
+        self.damaged += is_damaged(key, value)
 
     def told(self) -> tuple[int, str]:
         return self.records, self._digest.hexdigest()

@@ -5,37 +5,61 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from statemachine import audit
+from statemachine.clock import begun_us
 from statemachine.errors import InvalidInput
-from statemachine.marks import DeadMarks
+from statemachine.marks import DeadMarks, under_way
 from statemachine.store import engine as door
-from statemachine.store import keys
+from statemachine.store import keys, presence
 from statemachine.store.settle import settle_dead
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from statemachine.store import Store
 
 
 class Owner(NamedTuple):
-    """A process that has the store open: its number, whether it holds its lock, whether it is this one."""
+    """A process that has the store open: its number, whether it holds its lock, whether it is this one, whether it is fenced.
+
+    `pid` and `since_us`, when that process began, are None where the system does not tell.  `attempts` it has begun and
+    not ended, the oldest of them at `oldest_us`, None where none or where its id does not tell.
+    """
 
     owner: int
     alive: bool
     own: bool
+    fenced: bool = False
+    pid: int | None = None
+    since_us: int | None = None
+    attempts: int = 0
+    oldest_us: int | None = None
 
 
 def owners(store: Store) -> list[Owner]:
-    """Every owner that is neither fenced nor settled, by number; a stopped process is alive."""
+    """Every owner that is not settled, by number; a stopped process is alive.  A fenced one is there while it holds its lock."""
+    directory = store.path / door.OWNERS
+    known = {int.from_bytes(key[len(keys.OWNER):], "big") for key, _ in store.engine.scan(keys.OWNER, keys.after(keys.OWNER))}
+    files = {int(path.name) for path in directory.iterdir() if path.name.isdecimal()}
     found = []
-    for key, _ in store.engine.scan(keys.OWNER, keys.after(keys.OWNER)):
-        number = int.from_bytes(key[len(keys.OWNER):], "big")
+    for number in sorted(known | files):
         own = number == store.committer.owner
-        path = store.path / door.OWNERS / str(number)
+        path = directory / str(number)
         with store.engine.turn():  # whoever makes such a file locks it within its own turn
             dead = None if own else DeadMarks.take(path)
         if dead is not None:
             dead.leave()
-        found.append(Owner(number, own or (dead is None and path.exists()), own))
+        alive = own or (dead is None and path.exists())
+        if alive or number in known:
+            found.append(_looked_at(path, Owner(number, alive, own, fenced=number not in known)))
     return found
+
+
+def _looked_at(path: Path, owner: Owner) -> Owner:
+    begun = under_way(path)
+    instants = [at_us for mark in begun if (at_us := begun_us(mark.attempt_id)) is not None]
+    pid = next(iter(presence.holders(path)), None)
+    return owner._replace(pid=pid, since_us=None if pid is None else presence.since_us(pid), attempts=len(begun),
+                          oldest_us=min(instants, default=None))
 
 
 def fence(store: Store, owner: int, *, actor: str, reason: str) -> str:
@@ -47,7 +71,7 @@ def fence(store: Store, owner: int, *, actor: str, reason: str) -> str:
     """
     key = keys.owner(owner) if 0 < owner < 2**64 else b""
     if owner == store.committer.owner or not key or store.engine.get(key) is None:
-        known = ", ".join(str(found.owner) for found in owners(store) if not found.own) or "none"
+        known = ", ".join(str(found.owner) for found in owners(store) if not (found.own or found.fenced)) or "none"
         message = f"there is no other owner {owner} to fence; there are: {known}"
         raise InvalidInput(message)
     draft = store.draft()

@@ -24,6 +24,7 @@ from statemachine.estimator import BODY_WEIGHT, Estimator
 from statemachine.state import user_key
 from statemachine.store import Store, keys, making
 from statemachine.store import engine as door
+from statemachine.store.compaction import is_damaged
 from statemachine.store.draft import breaker_key
 from statemachine.store.engine import Engine
 from statemachine.store.records import Meta
@@ -50,16 +51,23 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Backup(NamedTuple):
-    """A backup that was made and verified: `bytes` of data, number and hash of the last audit row in it."""
+    """A backup that was made and verified: `bytes` of data, number and hash of the last audit row in it.
+
+    `damaged` records of the store were copied as they were.
+    """
 
     path: Path
     bytes: int
     seq: int
     hash: str
+    damaged: int
 
 
 class Restored(NamedTuple):
-    """A store made of a backup: its new id, the old one, its last audit row, owners removed and probes given back."""
+    """A store made of a backup: its new id, the old one, its last audit row, owners removed and probes given back.
+
+    `damaged` records of the backup were copied as they were.
+    """
 
     path: Path
     store_id: str
@@ -68,23 +76,24 @@ class Restored(NamedTuple):
     hash: str
     owners_removed: int
     probes_released: int
+    damaged: int
 
 
 def backup(store: Store, directory: str | os.PathLike[str]) -> Backup:
     """Copy what is committed at one moment into a new (or empty) directory; whole, verified and durable on return.
 
     Other processes and threads may write meanwhile; the store may be open for reading.  A crash leaves nothing at the
-    target.  Raises InvalidInput for a target that holds anything, StoreCorrupt where the copy does not verify,
+    target.  Raises InvalidInput for a target that holds anything, StoreCorrupt where the copy's audit log is not sound,
     StoreFull and StoreUnavailable.
     """
     path = _target(directory, apart_from=store.path)
     with _trouble(f"the backup {path}"), making.placed(path) as aside:
         store.engine.copy_to(aside / door.DATA)
-        seq, digest = _verified(aside, store.estimator)
+        seq, digest, damaged = _verified(aside, store.estimator)
         size = (aside / door.DATA).stat().st_size
         manifest = Manifest(store.store_id, store.clock.now_us(), size, _sha256(aside / door.DATA), seq, digest)
         _write(aside / door.MANIFEST, msgspec.json.encode(manifest))
-    return Backup(path, size, seq, digest)
+    return Backup(path, size, seq, digest, damaged)
 
 
 def restore_store(  # noqa: PLR0913 - two of them are recorded, three are what a store is opened with
@@ -104,16 +113,16 @@ def restore_store(  # noqa: PLR0913 - two of them are recorded, three are what a
     manifest = _manifest(source)
     with _trouble(f"the store {path}"), making.placed(path) as aside:
         _copy(source / door.DATA, aside / door.DATA, manifest)
-        seq, digest = _verified(aside, estimator)
+        seq, digest, _ = _verified(aside, estimator)
         if (seq, digest) != (manifest.seq, manifest.hash):
             message = f"{source} ends its audit log at row {seq}, but its manifest says {manifest.seq}; it is damaged"
             raise StoreCorrupt(message)
         store_id = _rename_store(aside, clock, ids)
         with Store.open(aside, estimator=estimator, clock=clock, ids=ids) as store:
             owners, probes = _begin_anew(store, manifest, actor=actor, reason=reason)
-        seq, digest = _verified(aside, estimator)
+        seq, digest, damaged = _verified(aside, estimator)
         making.furnish(aside)
-    return Restored(path, store_id, manifest.store_id, seq, digest, owners, probes)
+    return Restored(path, store_id, manifest.store_id, seq, digest, owners, probes, damaged)
 
 
 def _target(directory: str | os.PathLike[str], *, apart_from: Path) -> Path:
@@ -152,15 +161,19 @@ def _trouble(what: str) -> Iterator[None]:
         raise StoreUnavailable(message) from error
 
 
-def _verified(directory: Path, estimator: Estimator) -> tuple[int, str]:
-    """The end of the audit log of a store at rest, read whole; raises StoreCorrupt where it is not sound."""
+def _verified(directory: Path, estimator: Estimator) -> tuple[int, str, int]:
+    """The end of the audit log of a store at rest, read whole, and how many records in it are damaged.
+
+    Raises StoreCorrupt where the audit log is not sound; any other damage was there before, and a copy of it is better than none.
+    """
     try:
         with Store.open(directory, estimator=estimator, readonly=True) as store:
             check = store.verify_audit()
             if check.bad_seq is not None:
                 message = f"nothing was made: the audit log is not sound at row {check.bad_seq}: {check.problem}"
                 raise StoreCorrupt(message)
-            return store.audit_tail()
+            damaged = sum(is_damaged(key, value) for key, value in store.engine.scan(b"\0", b"\xff"))
+            return *store.audit_tail(), damaged
     finally:
         (directory / door.LMDB_LOCK).unlink(missing_ok=True)  # nobody else knows this directory yet
 

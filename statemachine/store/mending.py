@@ -56,7 +56,7 @@ def _newest(engine: Engine) -> tuple[int, bytes]:
         row = audit.parse(codec.unseal(key, engine.get(key) or b""))
         why = "" if row.public.seq == seq else f"it was written as row {row.public.seq}"
     except (StoreCorrupt, StoreForeign) as error:
-        why = str(error)
+        why = error.problem
     if why:
         message = (f"neither the end of the audit log nor its newest row, {seq}, can be read ({why}): restore the store from a "
                    "backup with `resetguard restore-store`")

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 POLL_S: Final = (0.001, 0.05)
 NAMED_MAX: Final = 5
 lock_table: Path = Path("/proc/locks")
+processes: Path = Path("/proc")
 _FLOCK: Final = "FLOCK"
 _FIELDS: Final = 6
+_BEGAN: Final = 19
+"""Which field after the name says when a process began, in ticks since the start of the system (proc(5), starttime)."""
+US_A_SECOND: Final = 1_000_000
 
 
 def shared(directory: Path, clock: Clock, wait_s_max: float) -> int:
@@ -79,10 +83,13 @@ def is_free(directory: Path) -> bool:
         os.close(descriptor)
 
 
-def holders(directory: Path) -> list[int]:
-    """The processes that have the store open, as far as the system tells (Linux: those of this process's own namespace)."""
+def holders(path: Path) -> list[int]:
+    """The processes that hold the lock of a store's directory, or of a file of marks.
+
+    As far as the system tells: on Linux, those of this process's own namespace.
+    """
     try:
-        here, lines = directory.stat(), lock_table.read_text(encoding="ascii", errors="replace").splitlines()
+        here, lines = path.stat(), lock_table.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return []
     exact: set[int] = set()
@@ -96,6 +103,17 @@ def holders(directory: Path) -> list[int]:
         if inode == str(here.st_ino) and int(fields[4]):
             (exact if on == device else others).add(int(fields[4]))
     return sorted(exact or others)  # some file systems tell another device to stat than to the table of locks
+
+
+def since_us(pid: int) -> int | None:
+    """When a process began, in microseconds since 1970 UTC; None where the system does not tell."""
+    try:
+        fields = (processes / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        lines = (processes / "stat").read_text(encoding="ascii", errors="replace").splitlines()
+        booted_s = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+        return booted_s * US_A_SECOND + int(fields[_BEGAN]) * US_A_SECOND // os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from statemachine import codec
+from statemachine import codec, naming
 from statemachine.errors import StoreCorrupt, StoreForeign
 from statemachine.state import user_key
 from statemachine.store import keys
@@ -179,7 +179,7 @@ class _Fold:
             else:
                 self._step(version, content, begins=begins)
         except StoreCorrupt as error:
-            self.damage.append((version, str(error).removeprefix(f"the record at key {key!r} ")))
+            self.damage.append((version, error.problem.removeprefix(f"{naming.record(key)} ")))
             self.state = None
 
     def _step(self, version: int, content: bytes, *, begins: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from statemachine import naming
 from statemachine.errors import StoreCorrupt, StoreForeign
 from statemachine.store import keys
 from statemachine.store.draft import record
@@ -79,7 +80,7 @@ def fold_head(judged: Judged, estimator: Estimator) -> Iterator[Finding]:
         try:
             head = record(Head, keys.head(log.user), log.head)
         except (StoreCorrupt, StoreForeign) as error:
-            told = str(error).replace(f"the record at key {keys.head(log.user)!r}", "its record")
+            told = error.problem.replace(naming.record(keys.head(log.user)), "its record")
             yield Finding(name, last, FOLD_HEAD, "error", told, "readable", "", last)
             continue
         if head is None or head.version != last:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from statemachine import codec
+from statemachine import codec, naming
 from statemachine.errors import StoreCorrupt, StoreForeign
 from statemachine.state import Reading
 from statemachine.store.log import version_content
@@ -106,7 +106,7 @@ def _part(log: StoredLog, first: int, plain: Flags) -> _Part:
         try:
             others[place] = version_content(codec.unseal(key, record))
         except (StoreCorrupt, StoreForeign) as error:
-            others[place] = str(error).replace(f"the record at key {key!r}", "its record")
+            others[place] = error.problem.replace(naming.record(key), "its record")
     return _Part(first, numbers, others)
 
 

@@ -22,7 +22,7 @@ LAYERS: dict[str, int] = {
     "errors": 0, "clock": 0,
     "state": 1, "kalman": 1, "machine": 1, "breaker": 1, "rollout": 1,
     "validation": 2, "policy": 2, "audit": 2, "flags": 2,
-    "estimator": 3, "codec": 3, "vectorised": 3,
+    "estimator": 3, "codec": 3, "naming": 3, "vectorised": 3,
     "store": 4, "marks": 4,
     "transaction": 5, "recovery": 5, "erasure": 5, "sweep": 5, "gate": 5, "retention": 5, "alerts": 5,
     "manager": 6, "testing": 6,

@@ -9,7 +9,7 @@ import pytest
 
 from statemachine.cli import doctor as command
 from statemachine.store import checkup, keys, surroundings
-from tests.regression.scene import fill, raw, tear
+from tests.regression.scene import BY, fill, raw, tear, working
 from tests.unit.test_cli_inspect import run
 
 if TYPE_CHECKING:
@@ -39,7 +39,35 @@ def test_damaged_head_is_named_with_its_remedy_and_ends_with_1(path: Path) -> No
     assert ran.code == 1
     assert "error: user 'ann' (records)" in ran.out
     assert "the head cannot be read: fails its checksum" in ran.out
-    assert "walks back to the newest good version" in " ".join(ran.out.split())
+    assert "`resetguard recover --user ann` walks back to the newest good version" in " ".join(ran.out.split())
+
+
+def test_damaged_version_under_a_good_head_is_told_as_lost_and_not_as_mendable(path: Path) -> None:
+    """What doctor advises must be true: recover and rebuild leave such a version where it is."""
+    tear(path, keys.version(b"ann", 2))
+    ran = run(path, "doctor")
+    told = " ".join(ran.out.split())
+    assert ran.code == 1
+    assert "error: user 'ann' (records)" in told
+    assert "the head is good and goes on" in told
+    assert "nor can `resetguard rebuild ann --from FILE` take it out: it goes with retention" in told
+    assert "recover --user" not in told
+    with raw(path) as txn:
+        txn.delete(keys.head(b"ann"))
+    assert "the head is good" not in " ".join(run(path, "doctor").out.split())
+
+
+def test_damaged_version_below_a_newer_image_is_a_warning(path: Path) -> None:
+    with working(path) as (_, manager, _processor):
+        manager.perform_reset("ann", **BY)
+    tear(path, keys.version(b"ann", 2))
+    for gone, level in ((None, "warning"), (keys.head(b"ann"), "error")):
+        if gone is not None:
+            tear(path, gone)
+        ran = run(path, "doctor", "--json")
+        found = {finding["problem"][:9]: finding for finding in json.loads(ran.out)["findings"]}
+        assert (ran.code, found["version 2"]["level"]) == (1, level)
+        assert ("goes with retention" in found["version 2"]["remedy"]) == (level == "warning")
 
 
 def test_json_is_one_document(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import pytest
 import structlog
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from statemachine import Measurement, MutationFailed, Processor, ResetManager, Store, codec
@@ -320,6 +321,19 @@ def test_quarantine_of_one_user(path: Path) -> None:
 # audit
 
 
+def test_every_subcommand_but_export_has_json_as_the_readme_says() -> None:
+    def leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        if not hasattr(command, "commands"):
+            yield name, command
+            return
+        for part, inner in command.commands.items():
+            yield from leaves(f"{name} {part}".strip(), inner)
+
+    without = {name for name, command in leaves("", get_command(app)) if "--json" not in str([p.opts for p in command.params])}
+    assert without == {"export"}
+    assert "Every subcommand but `export`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_audit_list_has_every_row_in_order(path: Path) -> None:
     rows = run(path, "audit", "list", "--json").lines
     with Store.open(path) as store:
@@ -348,7 +362,13 @@ def test_audit_list_table_shows_the_newest_fifty(tmp_path: Path) -> None:
         configure_for_command(verbose=False)
         Processor(ResetManager(store)).process_batch(
             Measurement(user=f"u{number:02}", at=T0, weight_kg=80.0) for number in range(60))
-    out = run(tmp_path / "s", "audit", "list", columns=160).out
+    shown = run(tmp_path / "s", "audit", "list", columns=160)
+    out = shown.out
+    assert shown.err == "resetguard: 10 more, older than these; --limit N shows the newest N\n"
+    assert run(tmp_path / "s", "audit", "list", "--since", "2023-01-01").err == shown.err
+    assert run(tmp_path / "s", "audit", "list", "--limit", "5").err == ""
+    assert run(tmp_path / "s", "audit", "list", "--user", "u07").err == ""
+    assert run(tmp_path / "s", "audit", "list", "--json").err == ""
     assert len(re.findall("reset.committed", out)) == 50
     assert "u59" in out
     assert "u09" not in out

@@ -109,11 +109,20 @@ def test_a_stopped_process_that_is_fenced_commits_nothing_when_it_goes_on(path: 
     other.send_signal(signal.SIGSTOP)
     try:
         (listed,) = run(path, "recover", "--list")
-        assert (listed["owner"], listed["alive"]) == (owner, True)
+        assert (listed["owner"], listed["alive"], listed["fenced"], listed["attempts"]) == (owner, True, False, 1)
+        assert 0 <= listed["seconds"] < 600
+        assert listed["process"]["pid"] == other.pid
+        began = datetime.fromisoformat(listed["process"]["since"])
+        assert abs(datetime.now(UTC) - began) < timedelta(minutes=10)
         (told,) = run(path, "recover", "--fence", str(owner), *BY)
         assert told["outcome"] == "fenced"
         assert (path / "owners" / str(owner)).exists()
-        assert run(path, "recover", "--list") == []
+        (listed,) = run(path, "recover", "--list")
+        assert (listed["owner"], listed["alive"], listed["fenced"]) == (owner, True, True)
+        assert listed["process"]["pid"] == other.pid
+        table = CliRunner().invoke(app, ["recover", "--list", "--store", str(path)]).output
+        assert "yes, fenced" in table
+        assert str(other.pid) in table
         run(path, "recover", "--fence", str(owner), *BY, code=2)
     finally:
         other.send_signal(signal.SIGCONT)
@@ -128,6 +137,7 @@ def test_a_stopped_process_that_is_fenced_commits_nothing_when_it_goes_on(path: 
         assert [r.public.outcome for r in store.audit("ana")][-1] == "rolled_back"
         assert store.verify_audit().bad_seq is None
     assert not (path / "owners" / str(owner)).exists()
+    assert run(path, "recover", "--list") == []
 
 
 def test_replay_offers_what_is_later_than_the_head_once_more_and_loses_nothing(path: Path) -> None:

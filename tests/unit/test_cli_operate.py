@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from statemachine import (
     StoreUnavailable,
     UserUnknown,
     VersionPruned,
+    codec,
 )
 from statemachine.cli import app, batch, operate
 from statemachine.store import keys
@@ -112,7 +114,48 @@ def test_a_wrong_expected_version_changes_nothing_and_says_so(path: Path, argume
     before = states(path, "ana")
     assert run(path, *arguments, *BY, "--expect-version", "11", code=1, told="nothing was changed") == []
     assert states(path, "ana") == before
+    with Store.open(path) as store:
+        last = list(store.audit("ana"))[-1]
+        assert (last.public.event, last.personal.actor, last.personal.reason) == (
+            "reset.conflicted", "ops@example.org", "bad scale")
+        rows = store.audit_tail()
+    run(path, *arguments, *BY, "--expect-version", "11", "--dry-run", code=1, told="nothing was changed")
+    with Store.open(path) as store:
+        assert store.audit_tail() == rows
     run(path, *arguments, *BY, "--expect-version", "12")
+
+
+def test_a_wrong_expected_version_of_a_damaged_head_walks_nothing_back(path: Path) -> None:
+    damage_head(path, "ana")
+    before = records(path)
+    run(path, "restore", "ana", "--to-version", "4", *BY, "--expect-version", "11", code=1, told="nothing was changed")
+    assert records(path) == before
+
+
+@pytest.mark.parametrize("whose", ["ana", "--global"])
+def test_a_breaker_forced_open_beats_every_act_and_the_error_says_how_to_release_it(path: Path, whose: str) -> None:
+    run(path, "breaker", "force-open", whose, *BY)
+    before, release = states(path, "ana"), f"`resetguard breaker release {whose}`"
+    for arguments in (("restore", "ana", "--to-version", "4"), ("reset", "ana")):
+        run(path, *arguments, *BY, code=1, told=release)
+        run(path, *arguments, *BY, "--dry-run")
+    with Store.open(path) as store:
+        head = store.draft().head(b"ana")
+        assert head is not None
+        torn = msgspec.structs.replace(head, run_since_us=head.run_since_us + 1, state=store.estimator.encode(
+            store.load("ana", 4).state))  # type: ignore[union-attr]
+        store.engine.update(lambda put: put(keys.head(b"ana"), codec.seal(keys.head(b"ana"), codec.pack(torn))))
+    run(path, "rebuild", "ana", *BY, code=1, told=release)
+    assert states(path, "ana") == before
+    run(path, "breaker", "release", whose, *BY)
+    run(path, "rebuild", "ana", *BY)
+    run(path, "restore", "ana", "--to-version", "4", *BY)
+
+
+@pytest.mark.parametrize("name", ["restore", "reset", "rebuild"])
+def test_the_help_says_that_a_dry_run_asks_no_breaker(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert "Asks no breaker" in " ".join(result.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("arguments", [

@@ -362,7 +362,7 @@ def test_the_commands_make_a_backup_and_a_store_of_it(path: Path) -> None:
     code, out = run("backup", target, "--store", path, "--json")
     document = msgspec.json.decode(out)
     assert (code, document["path"], document["seq"]) == (0, str(target), 1)
-    assert set(document) == {"path", "store_id", "bytes", "seq", "hash"}
+    assert set(document) == {"path", "store_id", "bytes", "seq", "hash", "damaged"}
     code, out = run("restore-store", target, new, "--actor", "ops", "--reason", "the disk died", "--json")
     restored = msgspec.json.decode(out)
     assert (code, restored["from"]["store_id"], restored["seq"]) == (0, document["store_id"], 2)
@@ -371,6 +371,27 @@ def test_the_commands_make_a_backup_and_a_store_of_it(path: Path) -> None:
     assert "head hash" in run("backup", path.with_name("b2"), "--store", path)[1]
     assert restored["store_id"] != document["store_id"]
     assert "its id" in run("restore-store", target, path.with_name("r2"), "--actor", "ops", "--reason", "again")[1]
+
+
+def test_a_copy_of_damaged_records_is_made_and_the_commands_say_how_many_they_are(path: Path) -> None:
+    """Silence would let the last good backup be thrown away for one that is not."""
+    tear(path, keys.head(b"u"), keys.version(b"u", 2))
+    target, by = path.with_name("b"), ("--actor", "ops", "--reason", "r")
+    for number, form in enumerate(((), ("--json",))):
+        made, new = path.with_name(f"b{number}"), path.with_name(f"r{number}")
+        for arguments in (("backup", made, "--store", path, *form), ("restore-store", made, new, *by, *form)):
+            result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+            assert result.exit_code == 1, result.output
+            assert "2 records are damaged" in result.stderr
+            assert "resetguard doctor" in result.stderr
+            assert not form or msgspec.json.decode(result.stdout)["damaged"] == 2
+        with opened(new, readonly=True) as store:
+            assert store.audit_tail()[0] == 2
+    with raw(path) as txn:
+        txn.put(keys.damaged(b"u", 5), b"the bytes of a head, kept aside")
+        txn.delete(keys.head(b"u"))
+        txn.delete(keys.version(b"u", 2))
+    assert run("backup", target, "--store", path)[0] == 0
 
 
 def test_the_commands_tell_wrong_use_from_trouble(path: Path, made: Path) -> None:
