@@ -140,6 +140,10 @@ class Dying:
         self._left -= 1
         self._memory[where] = what
 
+    @property
+    def closed(self) -> bool:
+        return bool(self._memory.closed)
+
     def close(self) -> None:
         self._memory.close()
 
