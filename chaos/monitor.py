@@ -126,7 +126,7 @@ class Monitor:
             self._fenced.add(_number(row, "fenced"))
         elif row.event == "user.forgotten":
             self._forgot = True
-        elif row.event == "store.restored":
+        if row.event in ("owner.fenced", "store.restored"):  # both give back probes, whose attempts end later or never
             for gauge in (self.common, *(user.breaker for user in self.users.values())):
                 gauge.credit()
         return True
