@@ -22,7 +22,10 @@ static void f_report(void) { if (f_max < follow_rows) printf("REJECTED %d\n", f_
 
 static void f_went_on(void) {              /* rows that no step stands for */
   for (; now.ti < follow_rows; now.ti++) {
-    if (f_row[now.ti].kind == F_FENCED) now.key[f_row[now.ti].who] = 0, now.fenced[f_row[now.ti].who] = 1;
+    if (f_row[now.ti].kind == F_FENCED) {
+      now.key[f_row[now.ti].who] = 0; now.fenced[f_row[now.ti].who] = 1;
+      if (now.b.probe == f_row[now.ti].who + 1) { now.b.probe = 0; now.b.gen++; }  /* as FENCE does: NA is 1 here */
+    }
     else if (f_row[now.ti].kind != F_LOOK) break;
     else if (now.b.mode != f_row[now.ti].mode || now.b.gen != f_row[now.ti].gen) { now.strayed = 1; break; }
     if (now.ti + 1 > f_max) f_max = now.ti + 1;
