@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 from unittest import mock
 
+from chaos.environment import Reader, Tenant, renew
 from statemachine import (
     BodyWeight,
     BreakerPolicy,
@@ -72,23 +73,6 @@ class Shape(NamedTuple):
     global_words: bool = False
 
 
-class _Tenant:
-    """The one environment, as each process has it: it cannot be closed by one of them."""
-
-    def __init__(self, engine: door.Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def close(self) -> None:
-        """Leave it open for the others."""
-
-
-class _Reader(NamedTuple):
-    engine: door.Engine
-
-
 class _Boom(Exception):
     """What user code raises."""
 
@@ -126,7 +110,7 @@ class World:
         self.engine = door.Engine(path, sync=False, map_bytes=1 << 24, map_bytes_max=1 << 28, writer_wait_s_max=5.0,
                                   clock=self.clock)
         self._records = list(self.engine.scan(b"\0", b"\xff" * 8))
-        self._meta = Store.meta(_Reader(self.engine))  # type: ignore[arg-type]
+        self._meta = Store.meta(Reader(self.engine))  # type: ignore[arg-type]
         self.processes: list[Process] = []
 
     def close(self) -> None:
@@ -141,7 +125,7 @@ class World:
 
     def opened(self) -> Store:
         """A store of a new process."""
-        return Store(_Tenant(self.engine), self._meta, estimator=self.estimator, rules=(), durability="process",  # type: ignore[arg-type]
+        return Store(Tenant(self.engine), self._meta, estimator=self.estimator, rules=(), durability="process",  # type: ignore[arg-type]
                      limits=_LIMITS, clock=self.clock, ids=self.ids)
 
     def manager(self, store: Store) -> ResetManager:
@@ -165,13 +149,7 @@ class World:
         self._end()
         self.clock, self.ids = ManualClock(), CountingIds()
         shutil.rmtree(self.path / door.OWNERS, ignore_errors=True)
-        with self.engine.turn(), self.engine.write() as txn:
-            with txn.cursor() as cursor:
-                there = cursor.first()
-                while there:
-                    there = cursor.delete()
-            for key, value in self._records:
-                txn.put(key, value)
+        renew(self.engine, self._records)
         self._policy, self._rollout, self._shape = policy, rollout, shape
         self._global = GlobalBreakerPolicy(users_max=shape.users_max, cooldown_s=90.0, jitter=0.0, attempts_min=500)
         self.users = [f"u{number}" for number in range(1, shape.users + 1)]

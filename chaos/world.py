@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
+from chaos.environment import Reader, Tenant, renew
 from chaos.graph import Graph
 from statemachine import (
     BodyWeight,
@@ -286,19 +287,6 @@ def durable(store: Store, told: Told, since_seq: int = 0) -> dict[str, tuple[int
     }
 
 
-class _Tenant:
-    """The one environment, as each process has it: it cannot be closed by one of them."""
-
-    def __init__(self, engine: door.Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def close(self) -> None:
-        """Leave it open for the others."""
-
-
 class World:
     """The store, its processes, an operator and the clock; `fresh` makes it what it was at first."""
 
@@ -317,7 +305,7 @@ class World:
         self._engine = door.Engine(path, sync=False, map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0,
                                    clock=self.clock)
         self._records = list(self._engine.scan(b"\0", b"\xff" * 8))
-        self.meta = Store.meta(_Reader(self._engine))  # type: ignore[arg-type]
+        self.meta = Store.meta(Reader(self._engine))  # type: ignore[arg-type]
         self._fresh_us = self.clock.now_us()
         self._operators: list[Store] = []
         self.processes: list[Process] = []
@@ -337,13 +325,7 @@ class World:
         if self._operators:
             self._operators.pop().marks.abandon()
         shutil.rmtree(self.path / door.OWNERS, ignore_errors=True)
-        with self._engine.turn(), self._engine.write() as txn:
-            with txn.cursor() as cursor:
-                there = cursor.first()
-                while there:
-                    there = cursor.delete()
-            for key, value in self._records:
-                txn.put(key, value)
+        renew(self._engine, self._records)
         self.clock = ManualClock(self._fresh_us)  # else the cooldowns of many paths add up to a gap
         self.attempts: dict[str, int] = {}
         self.begun = [0] * self.processes_count
@@ -366,7 +348,7 @@ class World:
 
     def opened(self) -> Store:
         """A store of a process of its own, over the one environment."""
-        tenant: Any = _Tenant(self._engine)
+        tenant: Any = Tenant(self._engine)
         return Store(tenant, self.meta, estimator=self.estimator, rules=(), durability="process", limits=_LIMITS,
                      clock=self.clock, ids=self.ids)
 
@@ -484,13 +466,6 @@ class World:
                 mbase[number] = self.model_version(one.base_version)
                 orphan[number] = int(path.name not in live)
         return tuple(mark), tuple(mbase), tuple(orphan)
-
-
-class _Reader:
-    """Enough of a store to read its own record from."""
-
-    def __init__(self, engine: door.Engine) -> None:
-        self.engine = engine
 
 
 @contextlib.contextmanager
