@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -25,6 +26,7 @@ from statemachine.errors import (
     BreakerOpen,
     CommitInDoubt,
     ConflictError,
+    ContractBroken,
     InvalidInput,
     MutationFailed,
     ResetError,
@@ -139,6 +141,7 @@ class ResetTransaction:
         self._batch = draft
         self._draft = draft if draft is not None else store.draft()
         self._guard = Guard(live=context.live)
+        self._turn = threading.RLock()
         self._operations: list[Operation] = []
         self._dispositions: list[tuple[bytes, Identity, int, str]] = []
         self.head: Head | None = None
@@ -370,8 +373,13 @@ class ResetTransaction:
 
         Durable on return, as the store's mode says.  Raises ConflictError when the user was changed since the snapshot,
         BreakerOpen when the breaker opened meanwhile, StoreFull and the like when nothing was written, CommitInDoubt
-        when that cannot be told: `manager.inspect(attempt_id)` settles it.
+        when that cannot be told: `manager.inspect(attempt_id)` settles it.  Of several threads that try, one ends the attempt.
         """
+        with self._turn:
+            return self._commit()
+
+    def _commit(self) -> ResetResult:
+        self._require_no_doubt()
         self._guard.check("commit")
         self._validate("the whole", self.state, None)
         deltas = self._store.estimator.deltas(self.before, self.state)
@@ -400,6 +408,11 @@ class ResetTransaction:
                 raise
         self._guard.fire("commit")
         return self._finished("committed", head.version, deltas)
+
+    def _require_no_doubt(self) -> None:
+        if self._in_doubt:
+            message = f"attempt {self.attempt_id} on {self.user!r} has ended in doubt; inspect() tells how"
+            raise ContractBroken(message, user=self.user, attempt_id=self.attempt_id)
 
     def _not_committed(self, error: BaseException) -> None:
         """After a commit that raised: what the attempt ended as, and the error that its caller should see instead, if any."""
@@ -496,7 +509,9 @@ class ResetTransaction:
         """
         blameless = isinstance(error, ResetError) and not isinstance(error, MutationFailed | ResetValidationError)
         failed = isinstance(error, Exception) and not blameless
-        return self._end("rolled_back", "failure" if failed else "void", error)
+        with self._turn:
+            self._require_no_doubt()
+            return self._end("rolled_back", "failure" if failed else "void", error)
 
     def _end(self, outcome: str, result: breaker.Result, error: BaseException | None) -> ResetResult:
         self._guard.fire("roll_back")

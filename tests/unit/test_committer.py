@@ -13,6 +13,7 @@ import pytest
 from statemachine import (
     CommitInDoubt,
     ConflictError,
+    ContractBroken,
     InvariantViolation,
     MutationFailed,
     ResetManager,
@@ -430,6 +431,25 @@ def test_a_fence_that_comes_with_a_failing_commit_leaves_it_in_doubt(here: Scene
     found = here.manager.inspect(caught.value.attempt_id or "")
     assert found is not None
     assert found.public.outcome == "committed"
+
+
+def test_an_attempt_in_doubt_can_neither_be_committed_nor_rolled_back_again(here: Scene) -> None:
+    """Its outcome may be durable already; a second try would write a second one."""
+    def unsure(real: Commit) -> None:
+        real()
+        raise KeyboardInterrupt
+
+    tx = here.manager.transaction("u0", **BY)
+    tx.begin()
+    tx.apply("move", lambda s: s.replace(x0=81.0))
+    here.disk.once(unsure)
+    with pytest.raises(CommitInDoubt):
+        tx.commit()
+    for end in (tx.commit, tx.roll_back):
+        with pytest.raises(ContractBroken, match="in doubt"):
+            end()
+    assert [row.public.attempt_id for row in here.store.audit("u0")].count(tx.attempt_id) == 1
+    assert here.store.version_range("u0") == (1, 2)
 
 
 # Interrupts

@@ -739,3 +739,49 @@ def test_a_death_while_the_rollback_is_written_is_not_the_mutations(
     with contextlib.suppress(MutationFailed), bench.manager.transaction("u", **BY) as tx:
         tx.apply("mutate", mutation)
     assert states == [WAITING]
+
+
+# Who ends an attempt.
+
+
+class MetAtTheCommit:
+    """A rule that lets a second thread at the same attempt while the whole is judged, and waits for it a little."""
+
+    def __init__(self) -> None:
+        self.second: Callable[[], object] | None = None
+        self.thread = threading.Thread()
+
+    def rule(self) -> Rule:
+        def judge(_: object, __: int | None, known: object) -> tuple[Violation, ...]:
+            second = self.second
+            if second is not None and known is None:
+                self.second = None
+                self.thread = threading.Thread(target=second)
+                self.thread.start()
+                self.thread.join(0.2)
+            return ()
+
+        return Rule("met", judge)
+
+
+@pytest.mark.parametrize("end", ["commit", "roll_back"])
+def test_a_second_thread_finds_the_attempt_ended(tmp_path: Path, end: str) -> None:
+    """It comes between the first one's check of the phase and its commit: one outcome, and the second is told."""
+    met, told = MetAtTheCommit(), list[BaseException]()
+    made = filled(tmp_path / "store", rules=(met.rule(),))
+    with made.store:
+        tx = made.manager.transaction("u", **BY)
+        tx.begin()
+        tx.apply("widen", widen)
+
+        def second() -> None:
+            with pytest.raises(InvalidTransition) as caught:
+                getattr(tx, end)()
+            told.append(caught.value)
+
+        met.second = second
+        assert tx.commit().outcome == "committed"
+        met.thread.join()
+        assert len(told) == 1
+        assert [row.public.attempt_id for row in made.rows()].count(tx.attempt_id) == 1
+        assert (made.version, made.store.verify_audit().problem) == (4, "")
