@@ -1,0 +1,9 @@
+"""The suites that come with the harness, by name, in the order in which a campaign runs them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from chaos.suite import Suites
+
+SUITES: Final[Suites] = {}
