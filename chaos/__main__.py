@@ -1,4 +1,4 @@
-"""`python -m chaos`: what holds the library to its model."""
+"""`python -m chaos`: what tries to break the library, and what holds it to its model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chaos import conforming, obligations, spin, tied
+from chaos import conforming, obligations, running, spin, tied
 from chaos.obligations import Verdict
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -46,6 +46,7 @@ def spec(
 
 
 conforming.register(app)
+running.register(app)
 
 
 def _line(verdict: Verdict) -> str:

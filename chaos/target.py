@@ -66,9 +66,14 @@ def load(name: str | None) -> Target:
         message = f"target {name!r} is not module:factory; name a function without arguments that returns a chaos.Target"
         raise BadTarget(message)
     try:
-        made = getattr(importlib.import_module(module), factory)()
+        making = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         message = f"target {name!r} cannot be loaded: {error}; is its module on the path (PYTHONPATH=. for a file here)?"
+        raise BadTarget(message) from error
+    try:
+        made = making()
+    except Exception as error:
+        message = f"target {name!r} raised {type(error).__name__}: {error}; it must be a function without arguments"
         raise BadTarget(message) from error
     if not isinstance(made, Target):
         message = f"target {name!r} returned a {type(made).__name__}, not a chaos.Target"

@@ -1,0 +1,118 @@
+"""What a person sees of a campaign: the bar while it runs, the survival matrix when it is over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from chaos.campaign import Finding, Ran
+
+OUT: Final = Console(highlight=False, emoji=False)
+ERR: Final = Console(stderr=True, highlight=False, emoji=False)
+NARROW: Final = 60
+OUTCOMES_WIDE: Final = 6
+FINDINGS_SHOWN: Final = 5
+
+
+class Bar:
+    """The progress of a campaign on standard error: a bar on a terminal, else a line as each suite ends."""
+
+    def __init__(self, console: Console, budget_s: float | None = None) -> None:
+        self._console = console
+        self._budget_s = budget_s
+        self._began = time.monotonic()
+        self._told: set[str] = set()
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[trying]}"), console=console, transient=True) if console.is_terminal else None
+        self._task = None if self._progress is None else self._progress.add_task("chaos", total=1.0, trying="")
+
+    def __enter__(self) -> Bar:
+        """Show it."""
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take it away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def watch(self, ran: list[Ran], trying: str) -> None:
+        """Show how far the suites have come: by points, or by the time where a budget ends it."""
+        able = [one for one in ran if not one.unavailable]
+        done = sum(min(1.0, one.fired / max(one.floor, 1)) for one in able) / max(len(able), 1)
+        if self._budget_s:
+            done = min(1.0, max(done, (time.monotonic() - self._began) / self._budget_s))
+        now = next((one for one in reversed(able) if one.seconds), able[0] if able else None)
+        if self._progress is not None and self._task is not None and now is not None:
+            shown = _short(trying, self._console.width - 66)
+            self._progress.update(self._task, completed=done, description=now.suite, trying=shown)
+        elif self._progress is None:
+            for one in able:
+                if one.seconds and one is not now and one.suite not in self._told:
+                    self._told.add(one.suite)
+                    self._console.print(f"{one.suite}: {one.fired:,} faults, {one.broken} broke a promise", markup=False)
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[:max(width - 3, 0)] + "..." if width > len("...") else ""
+
+
+def matrix(ran: Sequence[Ran], width: int) -> Iterator[RenderableType]:
+    """The survival matrix, suite by suite: each fault with how often it came to each outcome."""
+    for one in ran:
+        yield Text(f"{one.suite}: {_summary(one)}", style="bold")
+        if one.outcomes:
+            columns = sorted({outcome for outcomes in one.outcomes.values() for outcome in outcomes})
+            yield _wide(one, columns) if width > NARROW and len(columns) <= OUTCOMES_WIDE else _narrow(one)
+        for failure in one.failures:
+            yield Text(f"  FAILED: {failure}", style="red")
+        yield Text("")
+
+
+def _summary(one: Ran) -> str:
+    if one.unavailable:
+        return f"NOT RUN: {one.unavailable}"
+    unfired = f", {one.unfired:,} that did not fire" if one.unfired else ""
+    return f"{one.fired:,} faults{unfired}, {one.broken:,} broke a promise, {one.seconds:.0f} s"
+
+
+def _wide(one: Ran, columns: list[str]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("fault", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for fault, outcomes in sorted(one.outcomes.items()):
+        table.add_row(Text(fault), *(f"{outcomes[c]:,}" if c in outcomes else "" for c in columns))
+    return table
+
+
+def _narrow(one: Ran) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right")
+    for fault, outcomes in sorted(one.outcomes.items()):
+        table.add_row(Text(fault, style="bold"), f"{sum(outcomes.values()):,}")
+        for outcome, count in sorted(outcomes.items()):
+            table.add_row(Text(f"  {outcome}"), f"{count:,}")
+    return table
+
+
+def findings(found: Sequence[tuple[Finding, str]]) -> RenderableType:
+    """What broke, each with the promise, the place, and the command that does it again."""
+    blocks: list[RenderableType] = []
+    for finding, path in found[:FINDINGS_SHOWN]:
+        blocks.append(Text(f"broken at {finding.verdict.point}", style="red"))
+        blocks += [Text(f"  {violation}") for violation in finding.verdict.violations[:3]]
+        blocks.append(Text(f"  python -m chaos replay {path}", style="bold"))
+    if len(found) > FINDINGS_SHOWN:
+        blocks.append(Text(f"and {len(found) - FINDINGS_SHOWN} more findings in {os.path.dirname(found[0][1])}"))  # noqa: PTH120
+    return Group(*blocks)
