@@ -5,7 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.needs_version = ">=2025.10"
-nox.options.sessions = ["lint", "types", "spec", "tests"]  # the tests come last, so that a log ends with their result
+nox.options.sessions = ["lint", "types", "spec", "chaos", "tests"]  # the tests come last, so that a log ends with their result
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
 nox.options.error_on_missing_interpreters = False  # `tests_all` reports each one it had to skip
@@ -44,6 +44,21 @@ def spec(session: nox.Session) -> None:
     """The models of `specs/` searched by SPIN, refuted without each safeguard, and driven on the library, edge by edge."""
     session.install("-e", ".[chaos]")
     session.run("python", "-m", "chaos", "spec", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """The harness's short plan: every suite of faults, each to its floor.  Arguments are those of `python -m chaos run`."""
+    session.install("-e", ".[chaos]")
+    session.run("python", "-m", "chaos", "run", *(session.posargs or ["--plan", "short"]))
+
+
+@nox.session
+def chaos_full(session: nox.Session) -> None:
+    """Ten times as many points, then the bugs that are planted to see them found."""
+    session.install("-e", ".[chaos]")
+    session.run("python", "-m", "chaos", "run", "--plan", "full", *session.posargs)
+    session.run("python", "-m", "chaos", "canaries")
 
 
 @nox.session(python=SUPPORTED)
