@@ -48,6 +48,7 @@ Promise = Callable[[Oracle, Found], Iterator[str]]
 def judge(target: Target, events: Iterable[Event], store: Store, *, marks_lost: bool = False) -> tuple[str, ...]:
     """Every promise that the store breaks against the history, each as "promise: what"; none where all hold.
 
+    The store was opened anew since the last operation: a refused attempt is in its mark until a commit or an opening.
     With `marks_lost` the files of marks were lost with the power: refused attempts, which no commit waits for, may be missing.
     """
     try:
