@@ -29,6 +29,7 @@ from statemachine.processor import LONG_AGO_US, STATUSES, Outcome, Processor, So
 from statemachine.recovery import images_at_hand
 from statemachine.state import user_key
 from statemachine.store import Store, keys, log
+from statemachine.store.careful import for_version
 from statemachine.store.draft import Draft, record
 from statemachine.store.identities import REASON_CHARS_MAX
 from statemachine.store.records import ACCEPTED, DISPOSITIONS, QUARANTINED, Aside, Cursor, Head, Identity, Unreadable
@@ -505,8 +506,12 @@ class _Rebuilding(ResetTransaction):
 
 def damage_told(done: Rebuilt) -> str:
     """What is wrong with the log and what to do about it, as a sentence."""
-    told = f"the log of {done.user!r} is damaged ({versions_of(done.log.damage)}) and nothing was written: "
-    if done.log.found == "equal":
+    log = done.log
+    told = f"the log of {done.user!r} is damaged ({versions_of(log.damage)}) and nothing was written: "
+    if log.found == "equal":
         return told + "the head is what the versions since then give, bit for bit, and only those before cannot be read"
-    return (told + "`recover` walks back to the newest version that reads, `rebuild --from FILE` decides the state anew from the "
-            "files it was made of")
+    anew = "`rebuild --from FILE` decides the state anew from the files it was made of"
+    stands = log.head is not None and log.head.version == log.last
+    if stands and log.found == "different":
+        return f"{told}the head reads and is not what the versions since then give; {anew}"
+    return told + for_version(done.user, head_good=stands) + ("" if stands else f"; {anew}")

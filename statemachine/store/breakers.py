@@ -43,20 +43,20 @@ class Breakers:
             found = record(Breaker, key, self._get(key)) or CLOSED
         return found
 
-    def settle(self, event: BreakerEvent) -> None:
-        """Count the end of an attempt."""
-        own, common = self.of(event.user), self.of(b"")
-        after = event.on_user(own), event.on_global(common)
-        self._found[event.user], self._found[b""] = after
-        self._note(event, "user", own, after[0])
-        self._note(event, "global", common, after[1])
+    def settle(self, event: BreakerEvent) -> dict[bytes, tuple[Breaker, Breaker]]:
+        """Count the end of an attempt; each breaker before and after it.  Raises as `BreakerEvent.moves`."""
+        moved = event.moves(self.of)
+        for whose, (before, after) in moved.items():
+            self._found[whose] = after
+            self._note(event, "user" if whose else "global", before, after)
+        return moved
 
     def judge(self, event: BreakerEvent) -> MissReason | None:
         """Count the end of an attempt; why a success may not be committed, None where it may."""
-        own, common = self.of(event.user), self.of(b"")
-        self.settle(event)
+        moved = self.settle(event)
         if event.result != "success":
             return None
+        (own, _), (common, _) = moved[event.user], moved[b""]
         if own.generation != event.generation or own.mode in SHUT:
             return "breaker"
         if common.mode in SHUT:

@@ -327,7 +327,7 @@ class UserRecords:
         return self._head is not None and self._head.version == self._newest
 
     def _for_version(self) -> str:
-        return self._with_user(_LOST if self._is_head_good() else _RECOVER)
+        return for_version(_text(self.prefix[:-1]), head_good=self._is_head_good())
 
     def _with_user(self, remedy: str) -> str:
         return remedy.format(shlex.quote(_text(self.prefix[:-1])))
@@ -349,6 +349,11 @@ class UserRecords:
                 return "a measurement"
         named = {b"s": "the head", b"b": "the breaker", b"r": "the count of what is kept aside"}
         return named.get(letter, f"the record {letter!r}")
+
+
+def for_version(user: str, *, head_good: bool) -> str:
+    """What helps against a version that cannot be read; a head is good that reads and is the newest version's."""
+    return (_LOST if head_good else _RECOVER).format(shlex.quote(user))
 
 
 def _text(user: bytes) -> str:

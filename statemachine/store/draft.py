@@ -28,7 +28,7 @@ from statemachine.breaker import (
     settle_global,
     spent,
 )
-from statemachine.errors import StoreCorrupt
+from statemachine.errors import StoreCorrupt, StoreForeign
 from statemachine.store import keys
 from statemachine.store.engine import Engine, rows_of
 from statemachine.store.records import ACCEPTED, Aside, Head, Identity, Pin
@@ -67,6 +67,23 @@ class BreakerEvent(NamedTuple):
         """The global breaker after this event."""
         return settle_global(record, self.global_policy, self.result, user=self.user, attempt_id=self.attempt_id,
                              generation=self.global_generation, now=self.now)
+
+    def moves(self, of: Callable[[bytes], Breaker]) -> dict[bytes, tuple[Breaker, Breaker]]:
+        """The user's breaker and, under b"", the global one: each as `of` gives it, and after this event.
+
+        One that cannot be read raises StoreCorrupt or StoreForeign.  At an end that says nothing about the reset it is left
+        out instead: the other's probe has its slot back, and the death is counted, all the same (INV-07, INV-11, INV-12).
+        """
+        moved: dict[bytes, tuple[Breaker, Breaker]] = {}
+        for whose, after in ((self.user, self.on_user), (b"", self.on_global)):
+            try:
+                before = of(whose)
+            except (StoreCorrupt, StoreForeign):
+                if self.result in ("success", "failure"):
+                    raise
+                continue
+            moved[whose] = before, after(before)
+        return moved
 
     @property
     def spends(self) -> bool:
@@ -255,10 +272,10 @@ class Draft:
         return record(Breaker, key, self._engine.get(key)) or CLOSED
 
     def add_event(self, event: BreakerEvent) -> None:
-        """Count an attempt's end: in this draft's own view at once, in the store at the commit."""
-        after = event.on_user(self.breaker(event.user)), event.on_global(self.breaker(b""))
+        """Count an attempt's end: in this draft's own view at once, in the store at the commit; as `BreakerEvent.moves`."""
+        moved = event.moves(self.breaker)
         self.events.append(event)
-        self._breakers[event.user], self._breakers[b""] = after
+        self._breakers.update((whose, after) for whose, (_, after) in moved.items())
         if event.spends:
             self._budget = spent(self.budget(), event.now)
 

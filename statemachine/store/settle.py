@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Final
 
 from statemachine.audit import Entry, Personal, Public
 from statemachine.breaker import BreakerPolicy, Now
-from statemachine.errors import ConflictError, StoreCorrupt
+from statemachine.errors import ConflictError
 from statemachine.marks import ASIDE, ENDED, RUNNING, DeadMarks
 from statemachine.state import user_key
 from statemachine.store import intents, keys
@@ -87,9 +86,9 @@ def _settle(draft: Draft, mark: Mark, clock: Clock) -> int:
         return 0
     draft.entries.append(mark.entry())
     wall_us = clock.now_us()
-    with contextlib.suppress(StoreCorrupt):  # a breaker that cannot be read stops its own user, not the opening (INV-11)
-        draft.add_event(BreakerEvent(
-            user_key(mark.user), ANY_POLICY, "died" if mark.state == RUNNING else "void", mark.attempt_id,
-            mark.generation, mark.generation, Now(mark.at_us, wall_us), (mark.suspect, mark.base_version),
-        ))
+    # Neither result is refused by a breaker that cannot be read, which stops its own user and not the opening (INV-11).
+    draft.add_event(BreakerEvent(
+        user_key(mark.user), ANY_POLICY, "died" if mark.state == RUNNING else "void", mark.attempt_id,
+        mark.generation, mark.generation, Now(mark.at_us, wall_us), (mark.suspect, mark.base_version),
+    ))
     return int(mark.state != ENDED)

@@ -98,7 +98,8 @@ def test_damaged_log_ends_with_1_and_names_the_remedy(path: Path) -> None:
         "damaged", [{"version": 7, "problem": "fails its checksum"}], [])
     said = people(path, "ana", code=1)
     assert "the log of 'ana' is damaged (version 7: fails its checksum) and nothing was written" in said
-    assert "`rebuild --from FILE`" in said
+    assert "the head is good and goes on: nothing is to be done" in said
+    assert "`resetguard rebuild ana --from FILE`" in said
 
 
 def test_wrecked_user_comes_from_the_file(path: Path, file: Path) -> None:

@@ -233,8 +233,50 @@ def test_damaged_log_is_told_and_nothing_written(path: Path, head_too: bool) -> 
         done = rebuild(ResetManager(store), "ana", **ACTED)
         assert (done.outcome, done.log.damage, done.log.unfolded) == ("damaged", ((4, "fails its checksum"),), 5)
         assert "version 4: fails its checksum" in module.damage_told(done)
-        assert "`recover` walks back" in module.damage_told(done)
+        remedy = "`resetguard recover --user ana` walks back" if head_too else "the head is good and goes on"
+        assert remedy in module.damage_told(done)
         assert everything(store) == before
+        (found,) = [finding for finding in Checkup(store).run() if finding.problem.startswith("version 4")]
+        assert remedy in found.remedy, "doctor says the same"
+        assert (ResetManager(store).recover("ana", **ACTED) is not None) is head_too, "and it is true"
+
+
+def test_a_torn_newest_version_under_a_good_head_needs_nothing(path: Path) -> None:
+    """`recover` would do nothing there, and is not advised; the next measurement is taken."""
+    feed(path, course(9))
+    tear(path, keys.version(ANA, 9))
+    with opened(path) as store:
+        manager = ResetManager(store)
+        done = rebuild(manager, "ana", **ACTED)
+        assert (done.outcome, done.log.found) == ("damaged", "unproven")
+        told = module.damage_told(done)
+        assert ("nothing is to be done" in told, "recover" in told) == (True, False)
+        (found,) = Checkup(store).run()
+        assert found.remedy in told
+        assert manager.recover("ana", **ACTED) is None
+        assert Processor(manager).process(course(10)[9]).version == 10
+
+
+def test_a_head_that_differs_over_a_damaged_log_is_decided_anew(path: Path) -> None:
+    """It reads, so `recover` leaves it as it is; only the files tell which of the two is right."""
+    feed(path, course(9))
+    with opened(path) as store:
+        manager = ResetManager(store)
+        manager.perform_reset("ana", **ACTED)
+        head, other = head_of(store), store.load("ana", 3)
+        assert other is not None
+        changed = msgspec.structs.replace(head, state=store.estimator.encode(other.state))
+    sealed(path, keys.head(ANA), changed)
+    tear(path, keys.version(ANA, 4))
+    with opened(path) as store:
+        manager = ResetManager(store)
+        done = rebuild(manager, "ana", **ACTED)
+        assert (done.outcome, done.log.found) == ("damaged", "different")
+        told = module.damage_told(done)
+        assert "`rebuild --from FILE` decides" in told
+        assert "recover" not in told
+        assert manager.recover("ana", **ACTED) is None
+        assert from_file(store, course(9)).outcome == "committed"
 
 
 def test_state_that_breaks_the_rules_in_force_is_not_committed(path: Path) -> None:

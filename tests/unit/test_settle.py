@@ -14,6 +14,7 @@ from statemachine import (
     BodyWeight,
     BreakerOpen,
     BreakerPolicy,
+    GlobalBreakerPolicy,
     MutationFailed,
     Operation,
     Processor,
@@ -504,6 +505,37 @@ def test_a_damaged_breaker_does_not_stop_the_opening(tmp_path: Path, whose: str)
         assert processor.process(weighed("ann", 1, 80.1)).status == "accepted"
         if whose:
             assert manager.perform_reset("bob", **BY).outcome == "committed"
+        assert_sound(store)
+
+
+@pytest.mark.parametrize("damaged", ["ann", ""])
+def test_each_breaker_has_its_probe_back_whatever_the_other_is(tmp_path: Path, damaged: str) -> None:
+    """One attempt holds the probe of both breakers and dies; one of them cannot be read: the other is not stuck (INV-12)."""
+    path = tmp_path / "store"
+    fill(path, "ann", [80.0])
+    policies: Any = {"breaker": BreakerPolicy(failures_max=1), "global_breaker": GlobalBreakerPolicy(users_max=1)}
+    with working(path) as (store, _, _), pytest.raises(MutationFailed):
+        ResetManager(store, **policies).perform_reset("ann", operations=[("break", broken)], **BY)
+    ran(DIES + """
+from tests.regression.scene import StillClock, PRESENT_US
+dies(lambda: reset("ann", clock=StillClock(PRESENT_US + 300 * DAY_US)))
+""", path)
+    own, common = keys.breaker(b"ann"), keys.GLOBAL_BREAKER
+    with raw(path) as txn:
+        before = {key: record(Breaker, key, bytes(txn.get(key) or b"")) for key in (own, common)}
+    assert [(found.mode, found.probe != "") for found in before.values() if found] == [("half-open", True)] * 2
+    torn = own if damaged else common
+    tear(path, torn)
+    with opened(path) as store:
+        assert store.interrupted == 1
+        found = breaker(store, "" if damaged else "ann")
+        assert (found.mode, found.probe) == ("half-open", "")
+        assert found.suspects == (() if damaged else (("admin", 1, 1),)), "the death is counted, too"
+        assert store.engine.get(torn) is not None
+        manager = ResetManager(store, **policies)
+        manager.release_breaker(damaged or None, **BY)
+        assert manager.perform_reset("ann", **BY).outcome == "committed"
+        assert manager.breaker(None if damaged else "ann").mode == "closed"
         assert_sound(store)
 
 
