@@ -62,11 +62,12 @@ class Pruned(NamedTuple):
 def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
     """Erase everything held about a user, in one commit, durable on return.
 
-    Its records, the marks of it in the global breaker and its places on the rollout's lists go; audit rows about it lose
-    their personal part and keep their digest.  Raises UserUnknown where nothing is held, StoreCorrupt, having changed nothing,
-    where an audit row about the user is damaged, StoreBusy where other writers kept changing the user.  Whoever is still
-    feeding the user begins it anew, and an attempt on it that is under way elsewhere still gets its outcome in the log: stop
-    both first, or forget again.
+    Its records, the marks of it in the global breaker and its places on the rollout's lists go, and so do the bytes of global
+    breakers that could not be read, whoever is in them; audit rows about it lose their personal part and keep their digest.
+    Raises UserUnknown where nothing is held, StoreCorrupt, having changed nothing, where an audit row about the user or the
+    global breaker is damaged, StoreBusy where other writers kept changing the user.  Whoever is still feeding the user begins
+    it anew, and an attempt on it that is under way elsewhere still gets its outcome in the log: stop both first, or forget
+    again.
     """
     key = user_key(user)
     audit.require_said(user, actor=actor, reason=reason)
@@ -76,6 +77,7 @@ def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
         draft = store.draft()
         records = _drop_records(draft, key)
         unlist(draft, user)
+        _drop_old_breakers(draft)
         unread = _drop_unreadable(draft, user, records)
         erased = _erase_rows(draft, user, key)
         if not records and not erased:
@@ -124,6 +126,14 @@ def _drop_mark(draft: Draft, key: bytes) -> None:
         draft.expect_as(keys.GLOBAL_BREAKER, stored)
         left = msgspec.structs.replace(common, failing=failing, failing_event=failing_event)
         draft.put(keys.GLOBAL_BREAKER, codec.pack(left))
+
+
+def _drop_old_breakers(draft: Draft) -> None:
+    """Delete what was kept of damaged global breakers: which users are in one, and under what flipped bits, nobody can tell."""
+    first = keys.damaged(b"", 0)
+    for at, value in draft.expect_keys(first, keys.after(first[:-8])):
+        draft.expect_as(at, value)
+        draft.delete(at)
 
 
 def _ranges(key: bytes) -> tuple[tuple[bytes, bytes], ...]:

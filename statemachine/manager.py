@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
@@ -249,7 +250,8 @@ class ResetManager:
 
         Durable on return, with its audit row; attempts that began before it may not commit.  Raises UserUnknown, and
         InvalidInput for a mode that is not one of `breaker.FORCED`.  A record that is damaged is replaced: what was counted and
-        who was suspect is lost, its bytes are in the audit row, and no attempt that began before it may commit.
+        who was suspect is lost, and no attempt that began before it may commit.  Its bytes are in the audit row, but those of
+        the global breaker, which may name anybody, under `keys.damaged(b"", generation)`, until a user is forgotten.
         """
         return self._set_breaker(user, "breaker.forced", lambda record: forced(record, mode), reason, actor)
 
@@ -275,7 +277,7 @@ class ResetManager:
             details = {"scope": "global" if user is None else "user", "from": before.mode, "to": after.mode,
                        "generation": after.generation}
             if damaged is not None:
-                details |= {"from": "damaged", "damaged": damaged.hex()}
+                details |= {"from": "damaged"} | _kept(draft, user, after.generation, damaged)
             draft.put(key, codec.pack(after))
             if user is None and event == "breaker.released":
                 draft.delete(keys.BUDGET)
@@ -459,6 +461,14 @@ class ResetManager:
         """The policy's word on an incoming measurement."""
         source = source_name(incoming.measurement.source)
         return self.policy.decide(self.filter, situation, incoming.reading, source, unfit)
+
+
+def _kept(draft: Draft, user: str | None, generation: int, damaged: bytes) -> dict[str, str]:
+    """Keep the bytes of a damaged breaker where forgetting a user that they may name erases them; what the row says of them."""
+    if user is not None:
+        return {"damaged": damaged.hex()}  # with the row, which is about the user
+    draft.puts[keys.damaged(b"", generation)] = damaged
+    return {"damaged_sha256": hashlib.sha256(damaged).hexdigest()}
 
 
 def _step(estimator: Estimator, reading: Reading, state: Any) -> Any:

@@ -65,6 +65,7 @@ _identity: Final = msgspec.msgpack.Decoder(Identity).decode
 _image: Final = msgspec.msgpack.Decoder(Image).decode
 
 
+_OLD_BREAKER: Final = keys.damaged(b"", 0)[:-8]
 _PLAIN: Final[dict[bytes, type]] = {
     keys.GLOBAL_BREAKER: Breaker, keys.BUDGET: Budget, keys.ROLLOUT: Rollout, keys.INTENT: Intent, keys.SWEPT: Swept,
 }
@@ -92,6 +93,8 @@ class StoreWide:
         kind = key[:2]
         if kind == keys.ATTEMPT:
             yield from _attempt(get, key, value)
+        elif key.startswith(_OLD_BREAKER):
+            pass  # nothing is to be done about it: what it counted was given up when it was replaced
         elif kind == keys.DAMAGED:
             self.looked["damaged heads"] += 1
             version = int.from_bytes(key[-8:], "big")
@@ -361,7 +364,8 @@ def _text(user: bytes) -> str:
 
 
 def _close_anew(whose: str) -> str:
-    return f"close it anew with `resetguard breaker release {whose}`: its bytes go to the audit log, and what it counted is lost"
+    where = "are kept aside" if whose == "--global" else "go to the audit log"
+    return f"close it anew with `resetguard breaker release {whose}`: its bytes {where}, and what it counted is lost"
 
 
 def _rebuild(user: bytes) -> str:

@@ -89,7 +89,10 @@ def intent(attempt_id: str) -> bytes:
 
 
 def damaged(user: bytes, version: int) -> bytes:
-    """The bytes of a head that could not be read, moved aside by the commit that replaced it as `version`."""
+    """The bytes of a head that could not be read, moved aside by the commit that replaced it as `version`.
+
+    With b"" and a generation: those of the global breaker that it replaced.
+    """
     return DAMAGED + user + b"\0" + version.to_bytes(8, "big")
 
 

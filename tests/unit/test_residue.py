@@ -18,9 +18,10 @@ from statemachine.marks import RUNNING, Mark, Marks
 from statemachine.processor import SourceRow
 from statemachine.state import PAIR
 from statemachine.store import keys
+from statemachine.store.checkup import Checkup
 from statemachine.store.compaction import compact
 from statemachine.store.records import Identity, Unreadable
-from tests.regression.scene import BY, Faulty, opened, weighed, working
+from tests.regression.scene import BY, Faulty, opened, tear, weighed, working
 from tests.unit.processes import answer, line, started
 
 if TYPE_CHECKING:
@@ -152,6 +153,35 @@ def test_keys_that_were_bounds_between_pages_are_gone_too(tmp_path: Path) -> Non
     assert [user for user in gone if user.encode() in data] == []
     with opened(where) as store:
         assert len(list(store.users())) == 200
+
+
+def test_what_was_kept_of_a_damaged_global_breaker_goes_with_any_of_its_users(path: Path, wanted: dict[str, bytes]) -> None:
+    """The user's mark is in the damaged bytes that the operator replaced: no file keeps it in any form, and the act stays."""
+    mark = xxhash.xxh3_64_intdigest(ANA.encode()).to_bytes(8, "big")
+    wanted |= {"its mark in hexadecimal": mark.hex().encode(), "its mark": mark}
+    with opened(path) as store:
+        damaged = store.engine.get(keys.GLOBAL_BREAKER)
+        assert damaged is not None
+        assert mark in damaged
+    tear(path, keys.GLOBAL_BREAKER)
+    with opened(path) as store:
+        after = ResetManager(store).release_breaker(None, **BY)
+        kept = store.engine.get(keys.damaged(b"", after.generation))
+        assert kept is not None
+        assert mark in kept
+    compact(path, **SAID)
+    assert "its mark" in seen(path, wanted), "making the file anew keeps it"
+    with opened(path) as store:
+        assert store.engine.get(keys.damaged(b"", after.generation)) == kept
+        erasure.forget(store, ANA, **SAID)
+        assert store.verify_audit().problem == ""
+        (row,) = [row for row in store.audit() if row.public.event == "breaker.released"]
+        assert (row.erased, row.personal.actor, row.personal.details["from"]) == (False, BY["actor"], "damaged")
+    compact(path, **SAID)
+    assert seen(path, wanted) == []
+    with opened(path) as store:
+        assert store.verify_audit().problem == ""
+        assert list(Checkup(store).run()) == []
 
 
 def run(*words: object) -> tuple[int, str, str]:
