@@ -26,7 +26,7 @@ from statemachine.clock import iso
 from statemachine.errors import ConflictError, StoreBusy, StoreCorrupt, StoreForeign, UserUnknown
 from statemachine.gate import unlist
 from statemachine.state import user_key
-from statemachine.store import keys
+from statemachine.store import keys, pages
 from statemachine.store.draft import Draft, record
 from statemachine.store.records import DISPOSITIONS, Aside, Head, Identity, Image, Pin, Swept, Unreadable
 
@@ -71,6 +71,8 @@ def forget(store: Store, user: str, actor: str, reason: str) -> Forgotten:
     """
     key = user_key(user)
     audit.require_said(user, actor=actor, reason=reason)
+    for start, stop in (*_ranges(key), (keys.UNREADABLE, keys.after(keys.UNREADABLE))):
+        pages.check(store.engine, start, stop)
     for _ in range(RETRIES_MAX):
         if any(mark.user == user for mark in store.marks.ended().values()):
             store.commit(store.draft())  # their rows, or they would be written after this
@@ -198,6 +200,7 @@ def prune_audit(store: Store, before_us: int, actor: str, reason: str, *, rows_m
     again.  Rows of `audit.ANCHORS` are never erased.  Raises StoreCorrupt at a damaged row, with what is before it erased.
     """
     audit.require_said(actor=actor, reason=reason)
+    pages.check(store.engine, keys.AUDIT, keys.after(keys.AUDIT))
     end = store.audit_tail()[0]
     seq = rows = through = commits = 0
     while seq < end:
@@ -252,6 +255,8 @@ def export_user(store: Store, user: str) -> Iterator[dict[str, Any]]:
     What is damaged is given as it is stored, in hexadecimal, as a record of kind "damaged".
     """
     key = user_key(user)
+    for start, stop in (*_ranges(key), (keys.UNREADABLE, keys.after(keys.UNREADABLE))):
+        pages.check(store.engine, start, stop)
     empty = True
     alone = (keys.pin(key), keys.swept(key))
     for start, stop in (*_ranges(key), *((at, at + b"\0") for at in alone)):

@@ -42,6 +42,12 @@ def remedy(key: bytes) -> str:
         return f"`resetguard recover --user {shlex.quote(_text(name))}` walks back to the newest good version"
     if name and rest[:1] == b"v":
         return "`resetguard doctor` says whether anything needs it"
+    if name and rest[:1] == b"b":
+        return f"`resetguard breaker release {shlex.quote(_text(name))}` closes it anew"
+    if not name and rest[:1] in (b"g", b"b"):
+        return f"`resetguard breaker release --global` {'closes it anew' if rest[:1] == b'g' else 'drops it'}"
+    if (name and rest[:1] == b"r") or (not name and rest[:1] == b"p"):
+        return f"`resetguard rebuild {shlex.quote(_text(name or rest[1:]))} --from FILE` writes it anew"
     if not name and rest[:1] == b"h":
         return "`resetguard recover` finds it again from the newest row"
     if not name and rest[:1] == b"r":

@@ -83,7 +83,7 @@ def _rows(
             record = manager.breaker(name)
         except StoreCorrupt as error:
             whose = "--global" if name is None else name
-            troubles.append(f"{error}; `resetguard breaker release {whose}` closes that breaker anew")
+            troubles.append(f"{error.problem}; `resetguard breaker release {whose}` closes that breaker anew")
             yield {**dict.fromkeys(document(name, CLOSED)), "user": name, "mode": "damaged", **more}
             continue
         if name is None or every or record.mode != "closed" or record.failures or record.suspects:
@@ -111,7 +111,7 @@ def _resets_counted(manager: ResetManager, troubles: list[str]) -> int | None:
     try:
         return resets_counted(manager.budget(), Now(now_us, now_us))
     except StoreCorrupt as error:
-        troubles.append(f"{error}; `resetguard breaker release --global` forgets what was taken from the budget")
+        troubles.append(f"{error.problem}; `resetguard breaker release --global` forgets what was taken from the budget")
         return None
 
 

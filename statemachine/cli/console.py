@@ -36,7 +36,8 @@ from statemachine.errors import (
     UserUnknown,
     VersionPruned,
 )
-from statemachine.store import DURABILITIES, Durability, Store
+from statemachine.state import user_key
+from statemachine.store import DURABILITIES, Durability, Store, keys, pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,9 +206,14 @@ def _require_store(directory: Path) -> None:
 
 
 def require_user(store: Store, user: str) -> None:
-    """Raise UserUnknown, naming users that look alike, unless something is stored of the user."""
+    """Raise UserUnknown, naming users that look alike, unless something is stored of the user.
+
+    StoreCorrupt, where a page of the user's would end the process that comes to it.
+    """
+    key = user_key(user)
+    pages.check(store.engine, key + b"\0", key + b"\1")
     if not store.knows(user):
-        alike = difflib.get_close_matches(user, islice(store.users(), USERS_COMPARED_MAX), n=3)
+        alike = difflib.get_close_matches(user, islice(store.users_from(keys.FIRST_USER), USERS_COMPARED_MAX), n=3)
         hint = f"; did you mean {' or '.join(map(repr, alike))}?" if alike else "; `resetguard users` lists those there are"
         message = f"nothing is stored for {user!r}{hint}"
         raise UserUnknown(message, user=user)

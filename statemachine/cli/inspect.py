@@ -70,9 +70,10 @@ def users(store: console.StoreOption, json: console.JsonOption = False) -> None:
 def _names(store: Store, gaps: list[str]) -> Iterator[str]:
     """Every user that can be reached: past a page that cannot be read with the next one, and why in `gaps`."""
     start = keys.FIRST_USER
+    pages.check(store.engine, start)
     while start:
         try:
-            for user in store.users(start):
+            for user in store.users_from(start):
                 start = user.encode() + b"\1"
                 yield user
         except UNREADABLE as trouble:

@@ -31,7 +31,7 @@ from statemachine.estimator import BODY_WEIGHT, Estimator
 from statemachine.marks import DeadMarks, Marks
 from statemachine.state import user_key
 from statemachine.store import engine as door
-from statemachine.store import keys, log, making
+from statemachine.store import keys, log, making, pages
 from statemachine.store.committer import Committer, audit_tail
 from statemachine.store.draft import Draft, newest_version, record
 from statemachine.store.engine import OPENER, Engine, Opener
@@ -355,11 +355,17 @@ class Store:
                 return version
         return None
 
-    def users(self, start: bytes = keys.FIRST_USER) -> Iterator[str]:
+    def users(self) -> Iterator[str]:
         """Every user of whom anything is stored, in the order of their UTF-8 bytes; raises StoreCorrupt at a key of no user.
 
-        `start` is a key: those before it are left out.
+        At the first step, where a page of theirs would end the process that comes to it, nobody is given, and StoreCorrupt
+        names it (`pages.check`).
         """
+        pages.check(self.engine, keys.FIRST_USER)
+        yield from self.users_from(keys.FIRST_USER)
+
+    def users_from(self, start: bytes) -> Iterator[str]:
+        """As `users`, from the key `start` on, the pages unchecked."""
         while True:
             found = self.engine.first(start, b"\xff" * 8)
             if found is None:
@@ -393,6 +399,7 @@ class Store:
 
     def quarantine(self, user: str | None = None) -> Iterator[Kept]:
         """What is kept aside, of one user or of all: unreadable rows first, then by user and instant."""
+        pages.check(self.engine, keys.UNREADABLE, keys.after(keys.UNREADABLE))
         yield from (row for row in self._unreadable() if user is None or row.user == user)
         for name in self.users() if user is None else (user,):
             key = user_key(name)
@@ -420,6 +427,7 @@ class Store:
     def audit(self, user: str | None = None, since_seq: int = 0) -> Iterator[Row]:
         """The rows of the audit log from `since_seq` on, oldest first, of one user or of all."""
         if user is None:
+            pages.check(self.engine, keys.audit(since_seq), keys.after(keys.AUDIT))
             for _, value in self._audit_records(since_seq):
                 yield audit.parse(value)
             return
@@ -464,7 +472,8 @@ class Store:
     def verify_audit(self, against: str | None = None) -> AuditCheck:
         """Recompute the whole chain; `against` is a head hash noted elsewhere, which must occur in it (INV-10).
 
-        A row without its personal part is accepted where a later row of an act that erased it says so.
+        A row without its personal part is accepted where a later row of an act that erased it says so.  Raises StoreCorrupt
+        where a page of the log would end the process that reads it.
         """
         return verify(self.engine, against)
 

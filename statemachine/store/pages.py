@@ -49,10 +49,13 @@ class _Tree(NamedTuple):
     last: int
 
 
-def check(engine: Engine) -> None:
-    """Raise StoreCorrupt, naming them, where pages would end the process that reads all of the store; else as `deadly`."""
+def check(engine: Engine, start: bytes = b"", stop: bytes = b"") -> None:
+    """Raise StoreCorrupt, naming them, where pages would end the process that reads start <= key < stop; else as `deadly`.
+
+    Without `stop` to the end of the store.  Some 5 us a page; call it before a reading that goes through many of them.
+    """
     try:
-        found = list(islice(deadly(engine), NAMED_MAX + 1))
+        found = list(islice(deadly(engine, start, stop), NAMED_MAX + 1))
     except OSError as error:
         message = f"reading the data file of the store {engine.path}: {error}"
         raise StoreUnavailable(message) from error
@@ -63,13 +66,13 @@ def check(engine: Engine) -> None:
         raise StoreCorrupt(message)
 
 
-def deadly(engine: Engine) -> Iterator[int]:
-    """The numbers of the pages of the tree of records that LMDB does not survive; each is told once it is found.
+def deadly(engine: Engine, start: bytes = b"", stop: bytes = b"") -> Iterator[int]:
+    """The numbers of the pages that LMDB does not survive, of those with start <= key < stop; each is told once it is found.
 
     Reads the branches, and of each leaf its head, at one moment; it keeps a read transaction open for as long.  Raises
     StoreCorrupt where the pages lead in a circle, and what `Engine.reading` does.
     """
-    return (page.number for page in walk(engine) if page.deadly)
+    return (page.number for page in walk(engine, start, stop) if page.deadly)
 
 
 def next_leaf(engine: Engine, key: bytes) -> bytes:
@@ -77,8 +80,11 @@ def next_leaf(engine: Engine, key: bytes) -> bytes:
     return min((page.first for page in walk(engine) if page.level == 1 and page.first > key), default=b"")
 
 
-def walk(engine: Engine) -> Iterator[Page]:
-    """The leaves of the tree of records in the order of their keys, and what stands in the place of a branch and is none."""
+def walk(engine: Engine, start: bytes = b"", stop: bytes = b"") -> Iterator[Page]:
+    """The leaves of the tree of records in the order of their keys, and what stands in the place of a branch and is none.
+
+    Of a range those alone that a cursor may come to which goes through it: also the leaf on either side.
+    """
     page_bytes: int = engine.info()["psize"]
     descriptor = os.open(engine.path / DATA, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -86,7 +92,10 @@ def walk(engine: Engine) -> Iterator[Page]:
             with engine.reading() as txn:
                 tree = _tree(descriptor, page_bytes, txn.id())
                 if tree is not None:  # else two commits have overwritten the meta page meanwhile
-                    yield from _below(descriptor, page_bytes, tree)
+                    for page in _below(descriptor, page_bytes, tree, start):
+                        yield page
+                        if stop and page.first >= stop:
+                            return
                     return
     finally:
         os.close(descriptor)
@@ -98,7 +107,7 @@ def _tree(descriptor: int, page_bytes: int, commit: int) -> _Tree | None:
     return _Tree(root, depth, last) if written == commit else None
 
 
-def _below(descriptor: int, page_bytes: int, tree: _Tree) -> Iterator[Page]:
+def _below(descriptor: int, page_bytes: int, tree: _Tree, start: bytes) -> Iterator[Page]:
     waiting, seen = [Page(tree.root, tree.depth, b"")] if tree.depth else [], 0
     while waiting:
         at = waiting.pop()
@@ -118,7 +127,9 @@ def _below(descriptor: int, page_bytes: int, tree: _Tree) -> Iterator[Page]:
         elif kind != _BRANCH or not _CHILDREN_MIN <= count < page_bytes // 2:
             yield at._replace(deadly=True)
         else:
-            waiting += reversed(_children(page, count, at))
+            children = _children(page, count, at)
+            before = sum(child.first <= start for child in children) - 2  # the last of these has `start`, one is beside it
+            waiting += reversed(children[max(before, 0):])
 
 
 def _children(page: bytes, count: int, above: Page) -> list[Page]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from statemachine import audit, codec
 from statemachine.errors import StoreCorrupt, StoreForeign
-from statemachine.store import keys
+from statemachine.store import keys, pages
 from statemachine.store.committer import audit_tail
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ class AuditCheck(NamedTuple):
 
 
 def verify(engine: Engine, against: str | None) -> AuditCheck:
-    """Recompute the whole chain; `against` is a head hash noted elsewhere, which must occur in it."""
+    """Recompute the whole chain; `against` is a head hash noted elsewhere, which must occur in it.
+
+    Raises StoreCorrupt where a page of the log would end the process that reads it.
+    """
+    pages.check(engine, keys.AUDIT, keys.after(keys.AUDIT))
     chain = _Chain(engine, against)
     try:
         while True:

@@ -19,7 +19,7 @@ import xxhash
 from statemachine import audit
 from statemachine.errors import InvalidInput, StoreCorrupt, StoreForeign, UserUnknown
 from statemachine.state import user_key
-from statemachine.store import keys
+from statemachine.store import keys, pages
 from statemachine.store.draft import record
 from statemachine.store.reading import StoredLog, Wanted, chunks
 from statemachine.store.records import Head, Swept
@@ -133,7 +133,10 @@ def sweep(
     began_us = store.clock.monotonic_us()
     looked = 0
     complete = True
-    for logs, more in chunks(store.engine, _users(store, asked), running.wanted):
+    users = _users(store, asked)
+    for low, high in [(keys.FIRST_USER, b"")] if users is None else [(user + b"\0", user + b"\1") for user in users]:
+        pages.check(store.engine, low, high)
+    for logs, more in chunks(store.engine, users, running.wanted):
         running.chunk(logs)
         looked += more
         if on_progress is not None:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +23,10 @@ import lmdb
 import pytest
 
 from statemachine import ResetError, Store, StoreCorrupt, StoreForeign, StoreFull
+from statemachine.processor import SourceRow
 from statemachine.store import pages
 from statemachine.store.checkup import Checkup
+from statemachine.store.records import Unreadable
 from tests.chaos.test_lmdb_traps import bare, ended, told
 from tests.regression.scene import fill, head, opened, raw, weighed, working
 from tests.unit.processes import line, ran, started
@@ -284,7 +287,7 @@ def test_a_mending_of_a_cut_off_end_that_was_killed_is_done_again(tmp_path: Path
 
 
 def zeroed(path: Path) -> Iterator[int]:
-    """Put zeros in the place of one leaf after another of a store's file, each alone; the number of each."""
+    """Put zeros in the place of one leaf after another of a store's file, each alone in the whole file; the number of each."""
     page, whole = os.sysconf("SC_PAGESIZE"), (path / "data.mdb").read_bytes()
     for number in range(2, len(whole) // page):
         start = number * page
@@ -327,6 +330,52 @@ def test_doctor_names_a_page_of_zeros_and_dies_of_none(tmp_path: Path) -> None:
         assert not list(Checkup(store).run())
 
 
+def test_what_reads_a_whole_store_looks_at_its_pages_first(tmp_path: Path) -> None:
+    """Whichever leaf became zeros: what is asked for is read whole, or StoreCorrupt names the page; no signal comes."""
+    filled(tmp_path / "store")
+    with working(tmp_path / "store") as (_, _, processor):
+        intake = processor.intake([(None, "f")], lambda *_: None)
+        for number in range(200):
+            intake.add(0, SourceRow(number, None, Unreadable(line=number, raw="?" * 150, reason="no number", user="u077")))
+        intake.flush()
+    said = ran("""
+from collections import Counter
+from itertools import islice
+from statemachine.cli.console import require_user
+from statemachine.erasure import export_user, forget, prune_audit
+from statemachine.sweep import Sweep
+from tests.chaos.test_lmdb_disk_traps import zeroed
+answers = Counter()
+for number in islice(zeroed(path), 0, None, 4):
+    try:
+        store = opened(path)
+    except ResetError:
+        continue
+    with store:
+        for name, call in (
+            ("verify", lambda: store.verify_audit().problem and say("row")), ("audit", lambda: list(store.audit())),
+            ("users", lambda: list(store.users())), ("quarantine", lambda: list(store.quarantine())),
+            ("sweep", lambda: ResetManager(store).sweep(Sweep(dry_run=True))),
+            ("user", lambda: [(require_user(store, f"u{user}"), list(store.history(f"u{user}"))) for user in range(100, 200)]),
+            ("export", lambda: [list(export_user(store, f"u{user:03d}")) for user in range(1, 200, 8)]),
+            ("forget", lambda: [forget(store, f"u{user:03d}", "a", "r") for user in range(3, 200, 40)]),
+            ("prune", lambda: prune_audit(store, 1 << 60, "a", "r")),
+        ):
+            try:
+                call()
+            except (StoreCorrupt, StoreUnavailable) as error:
+                answers[name, f"comes to one: {number};" in str(error)] += 1
+            else:
+                answers[name, "read"] += 1
+for (name, how), count in answers.items():
+    say(name, how, count)
+""", tmp_path / "store")
+    answers = {(name, how): int(count) for name, how, count in map(str.split, said.splitlines())}
+    for name in ("verify", "audit", "users", "quarantine", "sweep", "user", "export", "forget", "prune"):
+        assert answers[name, "True"] > 1, answers
+        assert answers[name, "read"] > 1, answers
+
+
 def test_users_lists_those_after_pages_that_cannot_be_read(tmp_path: Path) -> None:
     """Between two lost pages and after them everybody is listed; that some are missing is said at the end."""
     path, page = tmp_path / "store", os.sysconf("SC_PAGESIZE")
@@ -338,11 +387,26 @@ def test_users_lists_those_after_pages_that_cannot_be_read(tmp_path: Path) -> No
         data[leaf.number * page:(leaf.number + 1) * page] = b"\xff" * page
     (path / "data.mdb").write_bytes(data)
     code, said = command("users", "--json", "--store", str(path))
-    listed = set(re.findall(r'"user":\s*"(u\d+)"', said))
+    lines = re.findall(r'"user":\s*"(u\d+)"', said)
+    listed = set(lines)
+    assert len(lines) == len(listed), "each once"
     assert (code, "not listed, at" in " ".join(said.split())) == (3, True), said
     between = leaves[4].first[:4].decode()
     assert {"u000", between, "u199"} <= listed, said[-600:]
     assert 150 < len(listed) < 200
+
+
+def test_the_pages_of_a_range_are_those_that_a_cursor_may_come_to(tmp_path: Path) -> None:
+    """The leaf where it begins and the one before it, all to its end, and the one after it; few more."""
+    filled(tmp_path / "store")
+    with opened(tmp_path / "store", readonly=True) as store:
+        leaves = list(pages.walk(store.engine))
+        assert len(leaves) > 40
+        for first, last in combinations(range(1, len(leaves) - 1, 3), 2):
+            found = list(pages.walk(store.engine, leaves[first].first + b"\0", leaves[last].first + b"\0"))
+            assert set(found) >= set(leaves[first - 1:last + 2])
+            assert len(found) <= last - first + 5
+            assert found == [leaf for leaf in leaves if leaf in found], "in order"
 
 
 def test_pages_are_looked_at_while_another_writes(tmp_path: Path) -> None:

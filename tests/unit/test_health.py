@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from tests.regression.scene import BY, broken, fill, opened, raw, refused, tear,
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from statemachine.alerts import Alert
     from statemachine.breaker import Forced
 
 pytestmark = pytest.mark.usefixtures("no_events")
@@ -73,6 +75,20 @@ def test_refused_attempt_waits_and_a_lost_event_is_counted(tmp_path: Path) -> No
         store.emitter.dropped += 3
         health = manager.health()
         assert (health.ok, health.marks_waiting, health.events_dropped) == (True, 1, 3)
+
+
+def test_what_became_of_alerts_is_told_and_no_reason(tmp_path: Path) -> None:
+    """Also where the store itself is in trouble."""
+    told: list[Alert] = []
+    fill(tmp_path / "store", "ann", [80.0])
+    with opened(tmp_path / "store") as store:
+        manager = ResetManager(store, global_breaker=GlobalBreakerPolicy(users_max=1), alerts=[told.append])
+        refused(MutationFailed, manager.perform_reset, "ann", operations=[("fail", broken)], **BY)
+        assert manager.alerts is not None
+        while not manager.alerts.counts().delivered:
+            time.sleep(0.01)
+        assert (len(told), manager.health().alerts) == (1, manager.alerts.counts())
+    assert manager.health().alerts.delivered == 1
 
 
 def test_map_nearly_used_up_is_a_reason(tmp_path: Path) -> None:

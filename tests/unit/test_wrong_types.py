@@ -9,7 +9,13 @@ import pytest
 
 from statemachine import InvalidInput, ResetManager
 from statemachine.audit import require_said
+from statemachine.erasure import forget, prune_audit
 from statemachine.rebuild import rebuild, rebuild_from
+from statemachine.requarantine import replay
+from statemachine.retention import prune_quarantine
+from statemachine.store.compaction import compact
+from statemachine.store.life import restore_store
+from statemachine.sweep import Sweep
 from statemachine.testing import snapshot
 from tests.regression.scene import BY, fill, opened
 
@@ -32,9 +38,29 @@ def test_a_reason_or_actor_that_is_no_text(path: Path, name: str, said: Any) -> 
             lambda: manager.restore("ann", to_version=1, **by), lambda: manager.perform_reset("ann", **by),
             lambda: manager.force_breaker("ann", "forced-open", **by), lambda: manager.release_breaker(None, **by),
             lambda: rebuild(manager, "ann", **by), lambda: rebuild_from(manager, "ann", [], [], **by),
+            lambda: manager.recover("ann", **by), lambda: forget(store, "nobody", **by), lambda: prune_audit(store, 0, **by),
+            lambda: prune_quarantine(store, 0, **by), lambda: replay(manager, "ann", **by),
+            lambda: restore_store(path / "nothing", path, **by), lambda: compact(path / "nothing", **by),
         ):
             with pytest.raises(InvalidInput, match=f"the {name} must"):
                 call()
+        assert snapshot(store) == before
+
+
+@pytest.mark.parametrize("said", [3, b"why", ["why"], "\ud800"])
+def test_an_actor_of_a_sweep_that_writes_nothing_is_looked_at_too(path: Path, said: Any) -> None:
+    with opened(path) as store:
+        for asked in (Sweep(dry_run=True, actor=said), Sweep(dry_run=True, reason=said)):
+            with pytest.raises(InvalidInput, match="the text must"):
+                ResetManager(store).sweep(asked)
+
+
+@pytest.mark.parametrize("kind", [None, 3, "", b"admin", "\ud800"])
+def test_a_kind_that_is_no_text(path: Path, kind: Any) -> None:
+    with opened(path) as store:
+        manager, before = ResetManager(store), snapshot(store)
+        with pytest.raises(InvalidInput, match="the kind must"):
+            manager.transaction("ann", kind=kind, **BY)
         assert snapshot(store) == before
 
 
