@@ -86,7 +86,9 @@ class Health(NamedTuple):
     `global_breaker`: its mode, a reason where it does not admit every attempt.  `audit_seq`: the newest audit row.
     `map_share`: of the largest map, 0 to 1.  `marks_waiting`: attempts of this process whose row waits for the next commit.
     `events_dropped`: copies of rows that no sink took; the stored log has them, so that they are no reason.  Nor are
-    `alerts`: what became of them.
+    `alerts`: what became of them; `gate_failures`: how often this manager could not have the rollout's answer, of its provider
+    or of the store, and took what stands in for it; `limits_reached`: how often, by this manager, what is kept aside of a user
+    passed its limit (`StoreLimits.quarantined_measurements_max`).
     """
 
     ok: bool
@@ -97,6 +99,8 @@ class Health(NamedTuple):
     marks_waiting: int = 0
     events_dropped: int = 0
     alerts: AlertCounts = AlertCounts()
+    gate_failures: int = 0
+    limits_reached: int = 0
 
 
 class CheckedFilter:
@@ -145,6 +149,7 @@ class ResetManager:
         self.context = Context(store, self.policy, breaker or BreakerPolicy(), live, global_breaker or GlobalBreakerPolicy(),
                                resets_per_minute)
         self.gate = Gate(store, rollout)
+        self._limits_reached = 0
 
     def transaction(  # noqa: PLR0913 - each is recorded
         self, user: str, *, kind: str = "admin", reason: str, actor: str, expect_version: int | None = None,
@@ -321,13 +326,15 @@ class ResetManager:
         readonly = store.readonly
         waiting, dropped = 0 if readonly else len(store.marks.ended()), store.emitter.dropped
         alerts = self.alerts.counts() if self.alerts is not None else AlertCounts()
+        counted = Health(ok=False, reasons=(), marks_waiting=waiting, events_dropped=dropped, alerts=alerts,
+                         gate_failures=self.gate.failures, limits_reached=self._limits_reached)
         try:
             mode = self.breaker().mode
             seq, _ = store.audit_tail()
             share = map_share(store)
             registered = readonly or store.engine.get(keys.owner(store.committer.owner)) is not None
         except ResetError as error:
-            return Health(ok=False, reasons=(str(error),), marks_waiting=waiting, events_dropped=dropped, alerts=alerts)
+            return counted._replace(reasons=(str(error),))
         reasons = [text for text, applies in (
             (f"the global breaker is {mode}: automatic and manual resets wait for it", mode not in ADMITTING),
             (f"{share:.0%} of the largest map is used: raise StoreLimits.map_bytes_max", share > MAP_SHARE_MAX),
@@ -335,7 +342,11 @@ class ResetManager:
             ("this process was fenced: open the store anew", not registered),
             ("the store is opened for reading, so that nothing can be reset here: open it without readonly", readonly),
         ) if applies]
-        return Health(not reasons, tuple(reasons), mode, seq, share, waiting, dropped, alerts)
+        return counted._replace(ok=not reasons, reasons=tuple(reasons), global_breaker=mode, audit_seq=seq, map_share=share)
+
+    def note_limit(self) -> None:
+        """What is kept aside of a user has passed its limit, durably."""
+        self._limits_reached += 1
 
     def incoming(self, measurement: Measured, origin: Origin) -> Incoming:
         """The measurement with its identity and reading; raises InvalidInput when it is none."""

@@ -323,7 +323,8 @@ class Processor:
     ) -> Outcome:
         user, name = user_key(measurement.user), measurement.user
         identities.keep_aside(batch.draft, user, key, identities.identity(measurement, reading, origin, disposition, reason))
-        retention.note_limit(batch.draft, user, self.store.limits.quarantined_measurements_max, measurement.at_us)
+        if retention.note_limit(batch.draft, user, self.store.limits.quarantined_measurements_max, measurement.at_us):
+            batch.draft.after.append(self.manager.note_limit)
         before = self.user(batch, name)
         last_us = max(before.last_us, measurement.at_us)
         batch.users[name] = _User(user, before.head, before.state, before.at_us, last_us, ())

@@ -54,7 +54,7 @@ def last_known_good(store: Store, user: str) -> int:
     that reads and passes the rules, and for a head that cannot be read the newest of all.  Raises UserUnknown where no
     state is stored, VersionPruned where nothing stood before, StoreCorrupt where nothing earlier can be read.
     """
-    key, draft = user_key(user), store.draft()
+    key, draft = user_key(user), Draft(store.engine)  # the store may be open for reading alone
     try:
         head = draft.head(key)
     except StoreCorrupt as error:

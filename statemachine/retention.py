@@ -192,19 +192,20 @@ def _drop(draft: Draft, target: _Target) -> Counter[str]:
     return Counter(measurements=1, held=int(target.kept.disposition == HELD))
 
 
-def note_limit(draft: Draft, user: bytes, limit: int, at_us: int) -> None:
-    """After a measurement was kept aside: the row that says so where it is the first beyond the limit of its user.
+def note_limit(draft: Draft, user: bytes, limit: int, at_us: int) -> bool:
+    """After a measurement was kept aside: the row that says so where it is the first beyond the limit of its user; whether it is.
 
     Once each time the limit is passed, not again while what is committed is beyond it already.
     """
     aside = draft.aside(user)
     if aside is None or aside.count - aside.pruned != limit + 1:
-        return
+        return False
     key = keys.aside(user)
     committed = record(Aside, key, draft.expected.get(key))
     if committed is not None and committed.count - committed.pruned > limit:
-        return
+        return False
     public = Public(event="quarantine.limit_reached", outcome="over")
     personal = Personal(user=user.decode(), at_us=at_us, trigger="more is kept aside of the user than the limit; it is all kept",
                         details={"kept_aside": limit + 1, "limit": limit})
     draft.entries.append(Entry(public, personal, context_now()))
+    return True

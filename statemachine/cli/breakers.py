@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
 from statemachine.breaker import CLOSED, Now, resets_counted
-from statemachine.cli import console
+from statemachine.cli import batch, console
 from statemachine.cli.console import GLOBAL, Column
 from statemachine.cli.instants import shown
+from statemachine.cli.operate import ResumeOption, UsersOption
 from statemachine.clock import iso
 from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.manager import ResetManager
@@ -124,22 +125,55 @@ def _share(row: dict[str, Any]) -> str | None:
     return f"{row['attempts_failed']} of {row['attempts']}" if row["attempts_failed"] else None
 
 
+class _Word(NamedTuple):
+    """What an operator says of a breaker: `mode` None releases it."""
+
+    name: str
+    mode: Forced | None
+    actor: str
+    reason: str
+
+    def say(self, manager: ResetManager, user: str | None) -> dict[str, Any]:
+        """Say it of a user's, or with None of the global one; what stands then."""
+        if user is not None:
+            console.require_user(manager.store, user)
+        if self.mode is None:
+            manager.release_breaker(user, reason=self.reason, actor=self.actor)
+        else:
+            manager.force_breaker(user, self.mode, reason=self.reason, actor=self.actor)
+        return document(user, manager.breaker(user))
+
+    def said(self, manager: ResetManager, user: str) -> bool:
+        """Whether the log has it as the last that changed the user's breaker."""
+        own = [row for row in manager.store.audit(user) if row.public.event in ("breaker.forced", "breaker.released")]
+        if not own:
+            return False
+        told = own[-1].personal
+        stands = (self.mode or "closed", manager.breaker(user).generation)
+        return (told.actor, told.reason, told.details.get("to"), told.details.get("generation")) == (
+            self.actor, self.reason, *stands)
+
+
 def _set(  # noqa: PLR0913 - what the four commands share
-    store: Path, user: str | None, mode: Forced | None, actor: str, reason: str, *, all_users: bool, json: bool,
+    store: Path, user: str | None, word: _Word, users: str | None, resume: Path | None, *, all_users: bool, json: bool,
 ) -> None:
     with console.command():
-        if (user is None) != all_users:
-            message = "name one user, or give --global: not both, not neither"
+        if sum((user is not None, users is not None, all_users)) != 1:
+            message = "give exactly one of USER, --users FILE and --global"
             raise InvalidInput(message)
+        if resume is not None and users is None:
+            message = "--resume goes with --users: its journal is of the users of a list"
+            raise InvalidInput(message)
+        names = batch.listed(users) if users is not None else []
         with console.writing(store) as opened:
             manager = ResetManager(opened)
-            if user is not None:
-                console.require_user(opened, user)
-            if mode is None:
-                manager.release_breaker(user, reason=reason, actor=actor)
-            else:
-                manager.force_breaker(user, mode, reason=reason, actor=actor)
-            now = document(user, manager.breaker(user))
+            if users is not None:
+                with batch.Journal(resume, f"breaker {word.name}") as journal:
+                    batch.run(opened, names, journal,
+                              lambda name: {**(now := word.say(manager, name)), "outcome": now["mode"]},
+                              lambda name, _: word.said(manager, name), json=json)
+                return
+            now = word.say(manager, user)
             if json:
                 console.print_json(now)
             else:
@@ -174,9 +208,10 @@ def _command(name: str, mode: Forced | None, text: str) -> None:
     @breaker.command(name, help=inspect.cleandoc(text))
     def command(  # noqa: PLR0913 - one parameter an option of the command
         store: console.StoreOption, actor: console.ActorOption, reason: console.ReasonOption, user: UserArgument = None,
-        all_users: GlobalOption = False, json: console.JsonOption = False,
+        all_users: GlobalOption = False, users: UsersOption = None, resume: ResumeOption = None,
+        json: console.JsonOption = False,
     ) -> None:
-        _set(store, user, mode, actor, reason, all_users=all_users, json=json)
+        _set(store, user, _Word(name, mode, actor, reason), users, resume, all_users=all_users, json=json)
 
 
 for _name, _mode, _text in WORDS:

@@ -9,8 +9,8 @@ import typer
 
 from statemachine.cli import batch, console
 from statemachine.cli.inspect import differences, print_differences
-from statemachine.cli.instants import instant_us
-from statemachine.clock import from_us
+from statemachine.cli.instants import instant_us, shown
+from statemachine.clock import US_PER_DAY, from_us, iso
 from statemachine.errors import ConflictError, InvalidInput, StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.manager import ResetManager
 from statemachine.state import Measurement, user_key
@@ -104,7 +104,8 @@ def reset(  # noqa: PLR0913 - one parameter an option of the command
     kind: Annotated[str, typer.Option(help="The kind of reset; `admin` without a weight keeps the estimate.")] = "admin",
     weight: Annotated[float | None, typer.Option(metavar="KG", help="A weight to start from.", show_default=False)] = None,
     at: Annotated[str | None, typer.Option(metavar="TIME", show_default=False, help=(
-        "When it was weighed: ISO 8601 (UTC unless it says), or 2h, 3d ago."))] = None,
+        "When it was weighed: ISO 8601 (UTC unless it says), or 2h, 3d ago. Before the newest measurement: with "
+        "--expect-version alone."))] = None,
     expect_version: ExpectOption = None, dry_run: DryRunOption = False, users: UsersOption = None, resume: ResumeOption = None,
     json: console.JsonOption = False,
 ) -> None:
@@ -242,6 +243,8 @@ def reset_by_hand(manager: ResetManager, user: str, kind: str, measurement: Meas
     loaded = store.load(user)
     now_us = store.clock.now_us()
     reading = None if measurement is None else store.estimator.reading(measurement)
+    if loaded is not None and reading is not None:
+        _meant(user, loaded.version, store.estimator.at_us(loaded.state), reading.at_us, asked)
     promised: list[Any] = []
 
     def noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -259,6 +262,20 @@ def reset_by_hand(manager: ResetManager, user: str, kind: str, measurement: Meas
         at=from_us(now_us),
     )
     return _changed(store, result, None if loaded is None else loaded.state, promised[-1])
+
+
+def _meant(user: str, version: int, stands_us: int, at_us: int, asked: Asked) -> None:
+    """A weight from before the newest one takes the state back in time: InvalidInput, unless that was seen and is meant."""
+    if at_us >= stands_us:
+        return
+    days = (stands_us - at_us) / US_PER_DAY
+    told = (f"the state of {user!r} is of {shown(iso(stands_us))} UTC, and a weight of {shown(iso(at_us))} takes it back "
+            f"{days:,.1f} days")
+    if asked.dry_run:
+        console.say(f"{told}; without --dry-run this needs --expect-version {version}")
+    elif asked.expect_version is None:
+        message = f"{told}; give --expect-version {version} to say that you mean it, and --dry-run to see it first"
+        raise InvalidInput(message, user=user)
 
 
 def _changed(store: Store, result: ResetResult, before: Any, after: Any) -> Change:

@@ -22,6 +22,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from statemachine.breaker import COUNT_MAX
 from statemachine.cli import alerting, console
 from statemachine.cli.summary import summary_tables
 from statemachine.clock import SystemClock
@@ -54,6 +55,7 @@ class Job(msgspec.Struct, frozen=True):
     options: Options
     durability: Durability
     stream: bool
+    resets_per_minute: int | None = None
 
 
 class Tally:
@@ -141,6 +143,8 @@ def process(  # noqa: PLR0913 - one parameter an option of the command
     tz: Annotated[str | None, typer.Option(help="IANA zone of timestamps without an offset, such as Europe/Berlin.")] = None,
     durability: Annotated[str, typer.Option(help="each, group or process (survives a kill, not a power cut).")] = "group",
     stream: Annotated[bool, typer.Option("--stream", help="Process rows as they are read, instead of sorted by time.")] = False,
+    resets_per_minute: Annotated[int | None, typer.Option(min=1, max=COUNT_MAX, show_default=False, metavar="N", help=(
+        "Refuse resets beyond so many within a minute of event time, of all users; what they rest on is kept aside."))] = None,
     json: Annotated[bool, console.JSON] = False,
 ) -> None:
     """Process measurements into a store; every reset is a transaction, every row is accounted for.
@@ -150,7 +154,8 @@ def process(  # noqa: PLR0913 - one parameter an option of the command
     Example: resetguard process weights.csv --store ./state --unit kg --tz Europe/Berlin
     """
     with console.command():
-        job = Job(tuple(files), store, Options(form, user, unit, tz), console.durability(durability), stream)
+        job = Job(tuple(files), store, Options(form, user, unit, tz), console.durability(durability), stream,
+                  resets_per_minute)
         report = run_and_tell(job, json=json)
         resets = report["resets"]
         if report["measurements"]["quarantined"] or any(resets[name] for name in UNDONE):
@@ -193,7 +198,7 @@ def run(job: Job, *, quiet: bool = True) -> dict[str, Any]:
         attach(store)
         tally = Tally(store)
         first_seq = store.audit_tail()[0] + 1
-        intake = Processor(ResetManager(store)).intake(sources, tally.outcome)
+        intake = Processor(ResetManager(store, resets_per_minute=job.resets_per_minute)).intake(sources, tally.outcome)
         _feed(intake, tally, rows, stop, _Bar(total, quiet=quiet))
         report = _report(job, store, intake, tally, first_seq)
     return {**report, "interrupted_by_signal": stop.asked, "seconds": round((clock.monotonic_us() - began_us) / 1e6, 3)}

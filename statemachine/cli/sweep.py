@@ -144,7 +144,9 @@ def _restore(row: dict[str, Any]) -> str | None:
     went = row["restore"]
     if went is None:
         return None
-    return f"to version {went['to_version']}" if went["outcome"] == "restored" else f"{went['outcome']}: {went['error']}"
+    if went["outcome"] in ("restored", "would restore"):
+        return f"to version {went['to_version']}"
+    return f"{went['outcome']}: {went['error']}"
 
 
 def _say(report: SweepReport, *, dry_run: bool) -> None:
@@ -152,7 +154,8 @@ def _say(report: SweepReport, *, dry_run: bool) -> None:
     console.say(f"{report.users} users and {report.versions} versions judged, {report.findings} findings"
                 f"{', ' + told if dry_run or report.findings else ''}")
     for outcome, count in report.restores.items():
-        console.say(f"{count} users {outcome}" if outcome == "restored" else f"{count} users not restored: {outcome}")
+        said = {"restored": "restored", "would restore": "would be restored"}.get(outcome, f"not restored: {outcome}")
+        console.say(f"{count} users {said}")
     if report.changed:
         console.say(f"{report.changed} users changed meanwhile and are left to the next sweep")
     for name, error in report.rule_errors.items():

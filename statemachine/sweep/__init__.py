@@ -214,7 +214,7 @@ class _Running:
         self.asked = asked
         self.chosen = chosen
         self.on_finding = on_finding
-        self.restores_errors = asked.policy == "restore" and not asked.dry_run
+        self.restores_errors = asked.policy == "restore"
         self.sweep_id = "" if asked.dry_run else self.store.ids.attempt_id()
         self.notes = Notes(self.sweep_id, asked.actor or "sweep", asked.reason or "deferred validation",
                            asked.policy == "alert", chosen.fingerprint, chosen.settings)
@@ -267,7 +267,7 @@ class _Running:
         restored = None
         if errors:
             restored = restore_user(self.context, errors[0].user, errors, note.version, actor=self.asked.actor,
-                                    reason=self.asked.reason)
+                                    reason=self.asked.reason, dry_run=self.asked.dry_run)
             self.restores[restored.outcome] += 1
         for finding in findings:
             new = finding in note.findings

@@ -37,8 +37,8 @@ class Restored(NamedTuple):
     """How it went with one user.
 
     `outcome`: "restored", "conflicted" (somebody else was faster), "refused" (by the breaker), "unproven" (no version to go
-    back to), or "failed"; in all but the first nothing was changed.  `to_version` is the version gone back to, `version` the
-    new one.
+    back to), "failed", or "would restore" (a dry run); in all but the first nothing was changed.  `to_version` is the version
+    gone back to, `version` the new one.
     """
 
     user: str
@@ -56,14 +56,20 @@ def resting_on(findings: Iterable[Finding], newest_reset: int) -> list[Finding]:
 
 def restore_user(  # noqa: PLR0913 - each is recorded
     context: Context, user: str, findings: Sequence[Finding], expect_version: int, *, actor: str, reason: str,
+    dry_run: bool = False,
 ) -> Restored:
-    """Restore one user; durable on return, raises CommitInDoubt and trouble with the store only."""
+    """Restore one user; durable on return, raises CommitInDoubt and trouble with the store only.
+
+    With `dry_run` nothing is written and no breaker asked: "would restore", or how it would fail.
+    """
     try:
         target = _proven(context.store, user, findings, expect_version)
     except (StoreCorrupt, UserUnknown, VersionPruned) as error:
         return Restored(user, "unproven", error=str(error))
     if target is None:
         return Restored(user, "unproven", error="no version before the evidence reads and passes the rules in force")
+    if dry_run:
+        return _would(context.store, user, target)
     rules = ", ".join(sorted({finding.rule for finding in findings}))
     attempt = Attempt(user, "restore", reason, actor, f"sweep: {rules}", expect_version=expect_version)
     try:
@@ -75,6 +81,16 @@ def restore_user(  # noqa: PLR0913 - each is recorded
     except (MutationFailed, ResetValidationError, VersionPruned, StoreCorrupt) as error:
         return Restored(user, "failed", target, error=str(error))
     return Restored(user, "restored", target, done.version)
+
+
+def _would(store: Store, user: str, target: int) -> Restored:
+    """What a restore would come to, of a store that may be open for reading alone; the rules in force are asked."""
+    try:
+        loaded = store.load(user, target)
+    except (VersionPruned, StoreCorrupt) as error:
+        return Restored(user, "failed", target, error=str(error))
+    broken = loaded.violations if loaded is not None else ()
+    return Restored(user, "failed" if broken else "would restore", target, error="; ".join(map(str, broken)))
 
 
 def _proven(store: Store, user: str, findings: Sequence[Finding], newest: int) -> int | None:

@@ -21,7 +21,7 @@ from statemachine import (
     ResetManager,
     Store,
 )
-from statemachine.cli import app, console
+from statemachine.cli import app, batch, console
 from tests.unit.processes import line, started
 
 T0 = datetime(2024, 1, 5, 7, tzinfo=UTC)
@@ -63,6 +63,53 @@ def test_a_forced_open_breaker_refuses_one_user_until_it_is_released(path: Path)
         assert [(row.public.event, row.personal.actor, row.personal.details["to"]) for row in rows] == [
             ("breaker.forced", "ops@example.org", "forced-open"), ("breaker.released", "ops@example.org", "closed")]
         assert store.verify_audit().problem == ""
+
+
+def test_a_list_of_users_goes_on_after_a_failure_and_is_resumed(path: Path, tmp_path: Path) -> None:
+    users, journal = tmp_path / "users", tmp_path / "journal"
+    users.write_text("ana\nnobody\nbob\n")
+    listed = ("--users", str(users), "--resume", str(journal), *BY)
+    told = run(path, "force-open", *listed, code=1)
+    assert [row["user"] for row in told] == ["ana", "nobody", "bob"]
+    assert [row["outcome"] for row in told] == ["forced-open", "failed", "forced-open"]
+    assert [row["user"] for row in run(path, "show")] == [None, "ana", "bob"]
+    users.write_text("ana\nbob\n")
+    assert [row["outcome"] for row in run(path, "force-open", *listed)] == ["skipped", "skipped"]
+    result = CliRunner().invoke(app, ["breaker", "release", *listed, "--store", str(path)])
+    assert (result.exit_code, "is the journal of 'breaker force-open'" in result.stderr) == (2, True)
+    assert [row["mode"] for row in run(path, "release", "--users", str(users), *BY)] == ["closed", "closed"]
+    assert [row["user"] for row in run(path, "show")] == [None]
+
+
+@pytest.mark.parametrize(("between", "outcomes"), [
+    (None, ["skipped", "forced-open"]), ("release", ["forced-open", "forced-open"]),
+])
+def test_a_run_that_died_before_its_journal_is_not_repeated_while_its_word_stands(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None, outcomes: list[str],
+) -> None:
+    users, journal = tmp_path / "users", tmp_path / "journal"
+    users.write_text("ana\nbob\n")
+    listed = ("force-open", "--users", str(users), "--resume", str(journal), *BY)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.Journal, "end", dies)
+        run(path, *listed, code=130)
+    if between is not None:
+        run(path, between, "ana", *BY)
+    assert [row["outcome"] for row in run(path, *listed)] == outcomes
+    assert [row["mode"] for row in run(path, "show")][1:] == ["forced-open", "forced-open"]
+
+
+@pytest.mark.parametrize("words", [
+    ("ana", "--global"), ("ana", "--users", "-"), ("--users", "-", "--global"), (), ("ana", "--resume", "j"),
+    ("--global", "--resume", "j"),
+])
+def test_whose_breaker_is_said_once(path: Path, words: tuple[str, ...]) -> None:
+    run(path, "force-open", *words, *BY, code=2)
+    assert [row["mode"] for row in run(path, "show")] == ["closed"]
 
 
 def test_the_global_breaker_stops_everybody(path: Path) -> None:

@@ -109,6 +109,21 @@ def test_a_dry_run_says_what_a_run_does_and_changes_no_byte(path: Path, argument
     assert records(path) != before
 
 
+def test_a_weight_from_before_the_state_needs_the_version_that_a_dry_run_names(path: Path) -> None:
+    """So nobody moves a state back in time by a slip of the date; the newest instant itself, and later ones, need nothing."""
+    before = records(path)
+    old = ("reset", "ana", "--weight", "70", "--at", "2021-01-05", *BY)
+    run(path, *old, code=2, told="takes it back 1,106.3 days; give --expect-version 12 to say that you mean it")
+    (dry,) = run(path, *old, "--dry-run", told="takes it back 1,106.3 days; without --dry-run this needs --expect-version 12")
+    assert (dry["outcome"], records(path)) == ("dry_run", before)
+    run(path, *old, "--expect-version", "11", code=1, told="nothing was changed")
+    (done,) = run(path, *old, "--expect-version", "12")
+    assert (done["outcome"], done["version"]) == ("committed", 13)
+    newest = T0 + timedelta(days=11)
+    run(path, "reset", "bob", "--weight", "70", "--at", (newest - timedelta(hours=1)).isoformat(), *BY, code=2, told="0.0 days")
+    run(path, "reset", "bob", "--weight", "70", "--at", newest.isoformat(), *BY)
+
+
 @pytest.mark.parametrize("arguments", [("restore", "ana", "--to-version", "4"), ("reset", "ana")])
 def test_a_wrong_expected_version_changes_nothing_and_says_so(path: Path, arguments: tuple[str, ...]) -> None:
     before = states(path, "ana")

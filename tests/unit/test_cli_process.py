@@ -362,3 +362,15 @@ def test_the_demo_shows_every_outcome_and_where_to_look(store: Path) -> None:
     again = ran("demo", "--store", store, "--json")
     assert (again.code, set(again.counts)) == (0, {"read", "known"})
     assert held(store)["outcomes"]
+
+
+def test_the_budget_of_resets_is_an_option(store: Path, tmp_path: Path) -> None:
+    """Of three users whose gaps end in the same minute one reset is made; the others' measurements are kept aside."""
+    file = tmp_path / "three.csv"
+    rows = [f"u{user},2026-{month}-01T07:00:0{user}Z,80,kg,scale\n" for user in range(3) for month in ("01", "06")]
+    file.write_text(HEADER + "".join(rows), encoding="utf-8")
+    ran = process(store, str(file), "--resets-per-minute", "1")
+    resets = ran.report["resets"]
+    assert (ran.code, resets["by_kind"], resets["refused"]) == (1, {"gap": 1, "initial": 3}, 2)
+    assert process(tmp_path / "other", str(file)).report["resets"]["by_kind"] == {"gap": 3, "initial": 3}
+    assert process(store, str(file), "--resets-per-minute", "0").code == 2

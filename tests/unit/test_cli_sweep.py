@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,10 @@ def test_a_dry_run_leaves_the_store_as_it_is(path: Path) -> None:
     ran = run(path, "sweep", "--dry-run", "--policy", "restore")
     assert ran.code == 1
     assert "nothing was written" in ran.err
+    assert "1 users would be restored" in ran.err
+    assert re.search(r"to version\s+\d+", ran.out)
+    line = run(path, "sweep", "--dry-run", "--policy", "restore", "--json").lines[0]
+    assert line["restore"] == {"outcome": "would restore", "to_version": 40, "version": None, "error": None}
     with raw(path) as txn:
         assert list(txn.cursor()) == before
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from statemachine import BreakerOpen, BreakerPolicy, GlobalBreakerPolicy, MutationFailed, ResetManager, StoreLimits, codec
+from statemachine import (
+    BreakerOpen,
+    BreakerPolicy,
+    GlobalBreakerPolicy,
+    MutationFailed,
+    Processor,
+    ResetManager,
+    StoreLimits,
+    codec,
+)
 from statemachine.marks import SLOTS
 from statemachine.store import keys
 from tests.regression.scene import BY, broken, fill, opened, raw, refused, tear, weighed, working
@@ -89,6 +98,22 @@ def test_what_became_of_alerts_is_told_and_no_reason(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert (len(told), manager.health().alerts) == (1, manager.alerts.counts())
     assert manager.health().alerts.delivered == 1
+
+
+def test_a_rollout_that_cannot_be_asked_is_counted_and_no_reason(tmp_path: Path) -> None:
+    class Silent:
+        def decide(self, user: str) -> str:
+            raise ConnectionError(user)
+
+    with opened(tmp_path / "store") as store:
+        manager = ResetManager(store, rollout=Silent())  # type: ignore[arg-type]
+        processor = Processor(manager)
+        assert manager.health().gate_failures == 0
+        for day, kg in ((0, 80.0), (90, 80.5)):
+            assert processor.process(weighed("ann", day, kg)).status == "accepted"
+        health = manager.health()
+        assert (health.ok, health.gate_failures) == (True, 1)
+    assert manager.health().gate_failures == 1
 
 
 def test_map_nearly_used_up_is_a_reason(tmp_path: Path) -> None:

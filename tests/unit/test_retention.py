@@ -276,6 +276,7 @@ def test_beyond_the_limit_nothing_is_lost_and_it_is_told_once(tmp_path: Path) ->
         outcomes += [processor.process(weighed("amy", 10 + day, 250.0 if day % 2 else 20.0)) for day in range(3)]
         assert {outcome.status for outcome in outcomes} == {"quarantined"}
         assert store.kept_count("amy") == 9
+        assert processor.manager.health().limits_reached == 1
         told = [row for row in store.audit("amy") if row.public.event == "quarantine.limit_reached"]
         assert [row.personal.details for row in told] == [{"kept_aside": 4, "limit": 3}]
         found = list(Checkup(store).run())
@@ -285,6 +286,8 @@ def test_beyond_the_limit_nothing_is_lost_and_it_is_told_once(tmp_path: Path) ->
         for day in range(20, 25):
             processor.process(weighed("amy", day, 250.0 if day % 2 else 20.0))
         assert [event for event, *_ in events(store, "amy")].count("quarantine.limit_reached") == 2
+        health = processor.manager.health()
+        assert (health.ok, health.limits_reached) == (True, 2)
 
 
 def test_a_replay_beyond_the_limit_tells_it_no_second_time(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -26,7 +27,7 @@ from statemachine import (
     StoreUnavailable,
 )
 from statemachine.breaker import Breaker
-from statemachine.marks import RUNNING, DeadMarks, Mark, Marks
+from statemachine.marks import RUNNING, DeadMarks, Mark, Marks, under_way
 from statemachine.store import keys
 from statemachine.store.draft import record
 from tests.regression.scene import BY, StillClock, broken, events, fill, head, opened, raw, records, tear, weighed, working
@@ -469,6 +470,48 @@ def test_a_torn_mark_is_no_attempt_and_stops_nobody(tmp_path: Path) -> None:
         assert store.interrupted == 2
         assert [row.personal.user for row in store.audit()] == ["ann", "ann", "cid"]
         assert healthy(store, "bob")
+        assert_sound(store)
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 1023, 1024, 1025, 1030, 2048, 2500, 3 * 1024 + 500])
+def test_a_file_of_marks_that_was_cut_short_is_settled_as_far_as_it_goes(tmp_path: Path, size: int) -> None:
+    """It is never mapped by who opens the store, so that no length is a SIGBUS; what is cut off is no attempt."""
+    path = tmp_path / "store"
+    fill(path, "ann", [80.0])
+    marks = Marks(path / "owners" / "900")
+    users = ("bob", "cid", "dan")
+    for number, user in enumerate(users, start=1):
+        marks.fill(Mark(RUNNING, "reset.interrupted", "interrupted", f"{number:032x}", user, "admin", "admin", 1, 0, 0))
+    marks.abandon()
+    os.truncate(path / "owners" / "900", size)
+    said = ran("""
+with opened(path, readonly=True) as store: pass
+with opened(path) as store: say(store.interrupted)
+""", path)
+    assert int(said) == min(size // 1024, len(users))
+    with opened(path) as store:
+        settled = sorted(row.personal.user for row in store.audit() if row.public.outcome == "interrupted")
+        assert settled == list(users[:int(said)])
+        assert_sound(store)
+
+
+def test_a_living_owner_whose_file_is_cut_short_stops_nobody_else(tmp_path: Path) -> None:
+    """Its lock is held: another opening leaves the file as it is, and lists it."""
+    path = tmp_path / "store"
+    fill(path, "ann", [80.0])
+    other = started("""
+        with opened(path) as store:
+            say(store.committer.owner)
+            heard()
+            os._exit(0)
+    """, path)
+    number = line(other)
+    os.truncate(path / "owners" / number, 100)
+    with opened(path) as store:
+        assert owners(path) == sorted([number, str(store.committer.owner)])
+        assert under_way(path / "owners" / number) == []
+    answer(other, "go\n")
+    with opened(path) as store:
         assert_sound(store)
 
 

@@ -261,8 +261,12 @@ def test_a_dry_run_writes_nothing_and_needs_no_more_than_reading(path: Path) -> 
     change_head(path, "bob", lighter)
     with opened(path, readonly=True) as store:
         before = list(store.engine.scan(b"", b"\xff" * 8))
-        report = ResetManager(store).sweep(Sweep(dry_run=True, policy="restore"))
-        assert (report.findings, report.new, report.attempt_id, report.restores) == (1, 1, "", {})
+        told: list[Told] = []
+        report = ResetManager(store).sweep(Sweep(dry_run=True, policy="restore"), on_finding=told.append)
+        assert (report.findings, report.new, report.attempt_id, report.restores) == (1, 1, "", {"would restore": 1})
+        (restored,) = [one.restored for one in told]
+        assert restored is not None
+        assert (restored.outcome, restored.to_version, restored.version) == ("would restore", 70, None)
         assert list(store.engine.scan(b"", b"\xff" * 8)) == before
         rule = Noting()
         with pytest.raises(StoreUnavailable):
