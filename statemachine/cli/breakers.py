@@ -144,14 +144,14 @@ class _Word(NamedTuple):
         return document(user, manager.breaker(user))
 
     def said(self, manager: ResetManager, user: str) -> bool:
-        """Whether the log has it as the last that changed the user's breaker."""
+        """Whether the log has it as the last word on the user's breaker, and the breaker still stands as it says."""
         own = [row for row in manager.store.audit(user) if row.public.event in ("breaker.forced", "breaker.released")]
         if not own:
             return False
         told = own[-1].personal
-        stands = (self.mode or "closed", manager.breaker(user).generation)
-        return (told.actor, told.reason, told.details.get("to"), told.details.get("generation")) == (
-            self.actor, self.reason, *stands)
+        mode = self.mode or "closed"
+        return (told.actor, told.reason, told.details.get("to"), manager.breaker(user).mode) == (
+            self.actor, self.reason, mode, mode)
 
 
 def _set(  # noqa: PLR0913 - what the four commands share
