@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import ANY
 
 import msgspec
 import numpy as np
@@ -29,7 +30,7 @@ from statemachine import (
 from statemachine.state import Reading
 from statemachine.store import keys, reading
 from statemachine.store.records import Head, Image
-from statemachine.sweep import RULES, Courses, Finding, NisHigh, Sweep, SweepReport, Told
+from statemachine.sweep import RULES, Courses, Finding, NisHigh, Sweep, SweepReport, Told, restoring
 from statemachine.sweep.memory import TOLD_VERSIONS_MAX
 from statemachine.vectorised import FoldedBodyWeight
 from tests.regression.scene import BY, events, fill, head, opened, raw, states, tear, weighed, working
@@ -396,7 +397,13 @@ def test_a_head_that_breaks_the_rules_in_force_goes_back_to_before_the_stretch(t
     path = tmp_path / "store"
     fill(path, "ann", [80.0] * 30 + [81.5] * 20)
     light = BodyWeight(limits=Limits(weight_kg_max=81.0))
+    with opened(path, readonly=True, estimator=light) as store:
+        dry: list[Told] = []
+        ResetManager(store).sweep(Sweep(dry_run=True, policy="restore"), on_finding=dry.append)
+        assert restoring._would(store, "ann", 40) == restoring.Restored("ann", "failed", 40, error=ANY), "it breaks them as well"
     report, told = swept(path, RESTORE, estimator=light)
+    assert [(one.restored.outcome, one.restored.to_version) for one in dry if one.restored] == [
+        ("would restore", one.restored.to_version) for one in told if one.restored]
     first = min(one.finding.version for one in told)
     restored = told[0].restored
     assert restored is not None
