@@ -518,6 +518,11 @@ class Engine:
             lines = [line.split() for line in self._env.readers().splitlines()[1:]]
         return [(int(pid), None if txn == "-" else int(txn)) for pid, _, txn in lines]
 
+    def data_file(self) -> int:
+        """A descriptor of the data file that is open here, whatever its name is by now; whoever asks closes it."""
+        self.check()
+        return self._footing.data_file()
+
     def info(self) -> dict[str, Any]:
         """Map size, pages used and readers, as LMDB counts them."""
         with self.reading():

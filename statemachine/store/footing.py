@@ -115,6 +115,10 @@ class Footing:
                     self._lock_path.unlink()
             os.ftruncate(self._lock, self._lock_bytes)
 
+    def data_file(self) -> int:
+        """Another descriptor of the data file."""
+        return os.dup(self._data)
+
     def close(self) -> None:
         """Let go of the files; a second call does nothing."""
         for descriptor in (self._data, self._lock):

@@ -12,7 +12,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from statemachine.errors import StoreCorrupt, StoreUnavailable
-from statemachine.store.engine import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +85,7 @@ def walk(engine: Engine, start: bytes = b"", stop: bytes = b"") -> Iterator[Page
     Of a range those alone that a cursor may come to which goes through it: also the leaf on either side.
     """
     page_bytes: int = engine.info()["psize"]
-    descriptor = os.open(engine.path / DATA, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = engine.data_file()
     try:
         for _ in range(_META_TRIES):
             with engine.reading() as txn:
