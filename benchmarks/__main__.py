@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import process, recovery, sweep
+from benchmarks import process, recovery, resets, sweep
 from benchmarks.floor import MEANINGFUL_MS_MAX
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[process.Settings], list[dict[str, Any]]]] = {
     "memory": process.memory,
     "sweep": sweep.sweep,
     "recovery": recovery.recovery,
+    "reset": resets.reset,
 }
 
 
