@@ -41,7 +41,7 @@ def spec(
     typer.echo(f"{'':4} {'kind':17} {'what':49} {'states':>11} {'edges':>12} {'s':>6}")
     failed = 0
     with ProcessPoolExecutor(many, multiprocessing.get_context("spawn")) as pool:
-        begun = [obligations.claims(pool), tied.drives(pool), obligations.mutants(pool)]  # the longest first: none is waited for alone
+        begun = [obligations.claims(pool), tied.drives(pool), obligations.mutants(pool)]  # the longest ones first
         for verdict in itertools.chain(*begun):
             typer.echo(_line(verdict))
             failed += bool(verdict.why)

@@ -83,7 +83,7 @@ def tie(what: Drive) -> Tied:
 
 
 def drives(pool: Executor) -> Iterator[Verdict]:
-    """Have every drive made in `pool`: each one's verdict, then those on the table of phases, the edges, and the branches driven."""
+    """Have every drive made in `pool`: each one's verdict, then those on the table of phases, the edges and the branches."""
     return _tied([pool.submit(tie, what) for what in DRIVES])
 
 
