@@ -119,10 +119,19 @@ def _fenced_probe(place: World, *, settled: bool) -> list[dict[str, Any]]:
     return place.log() if settled else [row.as_dict() for row in first.store.audit()]
 
 
+def test_an_attempt_that_was_fenced_before_it_could_lease_tells_the_generation_that_it_read() -> None:
+    """Its mark's row is of a generation between two leases, which nobody held; seed 623 showed it."""
+    with world() as place:
+        log = place.run(623, shape_of(623))
+    verdict = monitor.judge(rows.of_dicts(log))
+    assert verdict.accepted, verdict.rejected
+    assert any(row["outcome"] == "rolled_back" and row["breaker"] == {"mode": "", "generation": 3} for row in log)
+
+
 @needs_spin
 @pytest.mark.parametrize("settled", [True, False])
 def test_a_probe_that_a_fence_gave_back_is_followed_with_and_without_its_row(follower: follow.Follower, settled: bool) -> None:
-    """Without the fence the next probe is one that cannot have been, at the row that tells its end."""
+    """Without the fence the next probe cannot have been; to SPIN, nor can the refusal, where nobody is told who probed."""
     with world() as place:
         log = _fenced_probe(place, settled=settled)
     assert sum(row["event"] == "reset.interrupted" for row in log) == settled
@@ -132,9 +141,12 @@ def test_a_probe_that_a_fence_gave_back_is_followed_with_and_without_its_row(fol
     closing = next(row for row in log if row["outcome"] == "committed" and row["breaker"]["mode"] == "half-open")
     fence = next(row for row in log if row["event"] == "owner.fenced")
     fence |= {"event": "reset.held", "details": {}}
-    for rejected in (monitor.judge(rows.of_dicts(log)).rejected, follower.follow(rows.of_dicts(log)).rejected):
-        assert rejected is not None
-        assert rejected.seq == closing["seq"]
+    judged, followed = monitor.judge(rows.of_dicts(log)).rejected, follower.follow(rows.of_dicts(log)).rejected
+    assert judged is not None
+    assert judged.seq == closing["seq"]
+    assert followed is not None
+    refused = next(row for row in log if row["event"] == "reset.refused")
+    assert followed.seq == (closing if settled else refused)["seq"]
 
 
 def test_a_seed_makes_one_history() -> None:
