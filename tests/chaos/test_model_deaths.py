@@ -75,7 +75,8 @@ def deaths(explored: Graph) -> dict[int, list[tuple[int, Edge]]]:
 def test_a_real_death_leaves_what_the_model_says(
     tmp_path: Path, explored: Graph, deaths: dict[int, list[tuple[int, Edge]]], phase: str,
 ) -> None:
-    killed(tmp_path / "store", explored, deaths[PHASES.index(phase)])
+    state = killed(tmp_path / "store", explored, deaths[PHASES.index(phase)])
+    assert explored.of(state, "crashes") == (1,)
 
 
 @pytest.mark.parametrize("mark", [0, 1, 2, 5, 7, 8], ids=["none", "waiting", "running", "rolled back", "refused", "in doubt"])
