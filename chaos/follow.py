@@ -13,6 +13,7 @@ all, and `left_out` says why.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ATTEMPTS_MAX: Final = 40
 VERSIONS_MAX: Final = 120
 _SETTINGS: Final = (
-    "FOLLOW", f"NR={ATTEMPTS_MAX}", "NA=1", "CRASHES=255", "CUTS=0", "FENCES=0", "FORCES=255", "FAULTS=0", "INVALID=0",
+    "FOLLOW", f"NR={ATTEMPTS_MAX}", "NA=1", "CRASHES=255", "CUTS=0", "FENCES=255", "FORCES=255", "FAULTS=0", "INVALID=0",
     f"MEAS={VERSIONS_MAX}",
 )
 _FLAGS: Final = ("-DVECTORSZ=8192",)
@@ -40,7 +41,8 @@ _BY_MEASUREMENT: Final = 255
 _BEFORE: Final = 254
 _STRANGER: Final = 253
 _NOBODY: Final = 0
-_ENDS, _MARKED, _FORCED, _LOOK, _FENCED = range(5)
+_ENDS, _MARKED, _FORCED, _LOOK, _FENCED, _FENCE = range(6)
+_SUSPECT, _ROWLESS = 1, 2
 _NOT_TOLD: Final = -1
 _ELSEWHERE: Final = ("the global circuit breaker", "the budget of resets")
 
@@ -67,6 +69,8 @@ class _Piece(NamedTuple):
 
     rows: list[Row]
     head: int
+    rowless: int
+    """How many attempts may have held a probe until a fence gave it back, and have no row yet."""
 
 
 class _Left(Exception):
@@ -185,13 +189,17 @@ def _pieces(rows: list[Row]) -> Iterator[_Piece]:
         base = row.base or 0 if row.whole else 10**9
         least_base[n] = min(least_base[n + 1], base)
         rests = row.whole or row.event.startswith("breaker.")
-        least_generation[n] = min(least_generation[n + 1], _generation(row) if rests else 10**9)
+        leased = row.whole and row.breaker is not None and row.breaker.mode == "half-open"  # others may have found it so
+        least_generation[n] = min(least_generation[n + 1], _generation(row) - leased if rests else 10**9)
     repeated = {row.attempt_id: n for n, row in enumerate(rows) if row.ends}  # where each attempt is told of last
+    periods = _periods(rows)
+    fences = {fence for period in periods for fence in period.fences}
     start = 0
     while start < len(rows):
         cut, attempts, again = 0, 0, 0
         for n in range(start, len(rows)):
-            attempts += rows[n].ends
+            attempts += rows[n].ends or n in fences
+            again = max(again, periods[n].rests_on(n, gens[n]))
             again = max(again, repeated.get(rows[n].attempt_id, 0) if rows[n].ends else 0)
             if attempts > ATTEMPTS_MAX:
                 break
@@ -201,8 +209,41 @@ def _pieces(rows: list[Row]) -> Iterator[_Piece]:
         if not cut:
             message = f"more than {ATTEMPTS_MAX} attempts overlap from row {rows[start].seq} on"
             raise _Left(message)
-        yield _Piece(rows[start:cut], heads[start - 1] if start else 0)
+        yield _Piece(rows[start:cut], heads[start - 1] if start else 0, sum(start <= fence < cut for fence in fences))
         start = cut
+
+
+class _Period(NamedTuple):
+    """Rows between two moves of a breaker; where it is open, and its probe may be leased, who may have done so, and fences.
+
+    `holders` are the rows of marks that an attempt may have left which held the probe, each with the generation it tells.
+    """
+
+    holders: Sequence[tuple[int, int]] = ()
+    fences: Sequence[int] = ()
+
+    def rests_on(self, n: int, generation: int) -> int:
+        """The last row whose attempt may have held the probe at row `n`, by which this generation was told."""
+        fenced = any(fence <= n for fence in self.fences)
+        return max((at for at, leased in self.holders if fenced or leased <= generation), default=-1)
+
+
+def _periods(rows: list[Row]) -> list[_Period]:
+    """For each row the period in which it lies.
+
+    An attempt whose mark tells a generation of before the period never asked for its probe; one that tells 0 was filled
+    before it had asked at all.
+    """
+    found = [_Period()] * len(rows)
+    moves = [n for n, row in enumerate(rows) if row.event.startswith("breaker.")]
+    for this, following in itertools.pairwise([*moves, len(rows)]):
+        if rows[this].details.get("to") == "open":
+            ended = _generation(rows[following]) if following < len(rows) else 10**9
+            marked = [(n, _generation(row)) for n, row in enumerate(rows) if row.marked and row.outcome != "refused"]
+            holders = [(n, told) for n, told in marked if n > this and (told == 0 or _generation(rows[this]) <= told < ended)]
+            fences = [n for n in range(this, following) if rows[n].event == "owner.fenced"]
+            found[this:following] = [_Period(holders, fences)] * (following - this)
+    return found
 
 
 def _told(piece: _Piece, fenced: set[int], since: int, author: str | None) -> tuple[str, list[Row], list[Row]]:
@@ -217,16 +258,17 @@ def _told(piece: _Piece, fenced: set[int], since: int, author: str | None) -> tu
     small = _small(piece, attempts)
     wrote = {None: _BY_MEASUREMENT, author: _BEFORE if author else _BY_MEASUREMENT} | {
         attempt: n + 1 for attempt, n in number.items()}
-    lines, which = [f"{len(attempts)}"], []
+    lines, which = [f"{len(attempts) + piece.rowless}"], []
     for row in attempts:
         generation = row.breaker.generation if row.breaker else 0
         mode = _MODES[row.breaker.mode] if row.breaker and row.breaker.mode else _NOT_TOLD
         known = generation if row.whole or generation >= max(since, 1) else _NOT_TOLD
         if row.outcome == "refused":
             known = generation
-        suspect = int(row.outcome == "refused" and "(suspect)" in (row.error or ""))
+        suspect = _SUSPECT if row.outcome == "refused" and "(suspect)" in (row.error or "") else 0
         key, base = int(row.owner not in fenced or not row.whole), small[row.base or 0] if row.whole else _NOT_TOLD
         lines.append(f"{key} {base} {known} {mode} {suspect}")
+    lines += [f"1 {_NOT_TOLD} {_NOT_TOLD} {_NOT_TOLD} {_ROWLESS}"] * piece.rowless
     causes = {row.details.get("attempt_id") for row in told if row.event in ("breaker.opened", "breaker.closed")}
     for row in told:
         for line in _lines(row, number, small, wrote, piece.head, causes, attempts):
@@ -254,6 +296,7 @@ def _lines(  # noqa: PLR0913 - what a line is made of
         for n, other in enumerate(attempts):
             if other.owner == _fenced(row) and other.seq > row.seq and other.whole:
                 yield _FENCED, n, *rest, 0, 0
+        yield _FENCE, 0, *rest, 0, 0
     else:
         yield _LOOK, 0, *rest[:3], _MODES.get(str(row.details.get("to")), 0), _generation(row), 0
 

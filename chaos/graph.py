@@ -40,7 +40,7 @@ def explored(model: str, settings: tuple[str, ...]) -> Graph:
     """Explore `model` at some bounds and keep the whole graph."""
     with tempfile.TemporaryDirectory(prefix="resetguard-graph-") as name:
         directory = Path(name)
-        found = spin.run(model, (*settings, "EMIT"), directory)
+        found = spin.run(model, (*settings, "EMIT"), directory, effort=spin.SOON)
         if found.refuted or not found.complete:
             message = f"{model} at {settings} is not sound itself: {found.refuted or 'the search was not complete'}"
             raise RuntimeError(message)

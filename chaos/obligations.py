@@ -6,13 +6,13 @@ A mutant is a model without one safeguard.  It must be refuted, and by the prope
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from chaos import spin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Executor, Future
 
 CYCLE: Final = "acceptance cycle"
 
@@ -24,6 +24,7 @@ class Claim(NamedTuple):
     model: str
     settings: tuple[str, ...] = ()
     live: bool = False
+    effort: str = spin.MIDDLING
 
 
 class Mutant(NamedTuple):
@@ -59,9 +60,9 @@ CLAIMS: Final = (
     Claim("resets: fences and measurements", "reset", ("THRESH=1", "NB=1", "CUTS=0", "FORCES=0", "FAULTS=0")),
     Claim("resets: two probes close", "reset", ("THRESH=1", "OKS=2", "CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "CRASHES=0")),
     Claim("resets: power cuts and faults", "reset", ("THRESH=1", "FENCES=0", "FORCES=0", "MEAS=0", "CRASHES=0")),
-    Claim("containment: three users", "containment"),
+    Claim("containment: three users", "containment", effort=spin.LONG),
     Claim("containment: two failures open", "containment", ("THRESH=2", "NA=3", "NU=2", "FORCES=0")),
-    Claim("batches: two runs of one source", "batch"),
+    Claim("batches: two runs of one source", "batch", effort=spin.LONG),
     Claim("history: two flips, newer rules", "history"),
     Claim("every attempt ends", "reset", (*_QUIET, "LTL_ENDS"), live=True),
     Claim("the last attempt ends", "reset", (*_QUIET, "LTL_ENDS_LAST"), live=True),
@@ -144,7 +145,7 @@ def witnesses(model: str) -> dict[str, int]:
 
 def judge(claim: Claim) -> tuple[Verdict, dict[int, int]]:
     """Search for what refutes a claim."""
-    found = spin.search(claim.model, claim.settings, live=claim.live)
+    found = spin.search(claim.model, claim.settings, live=claim.live, effort=claim.effort)
     why = found.refuted or ("" if found.complete else "the search was not complete")
     kind = "on every fair run" if claim.live else "in every state"
     return Verdict(kind, claim.name, found.states, found.transitions, found.seconds, why), found.seen
@@ -152,7 +153,7 @@ def judge(claim: Claim) -> tuple[Verdict, dict[int, int]]:
 
 def refute(mutant: Mutant) -> Verdict:
     """Search for what refutes a mutant, which must be there and be the property it stands for."""
-    found = spin.search(mutant.model, (*mutant.settings, f"M_{mutant.name}"), live=mutant.live)
+    found = spin.search(mutant.model, (*mutant.settings, f"M_{mutant.name}"), live=mutant.live, effort=spin.SOON)
     why = ""
     if not found.refuted:
         why = f"nothing refutes it: {mutant.invariant} does not need this safeguard, or the model does not say so"
@@ -171,17 +172,22 @@ def unwitnessed(seen: dict[str, dict[int, int]]) -> Iterator[Verdict]:
         yield Verdict("branches", f"{model}: {len(wanted) - len(missing)} of {len(wanted)} occur", 0, 0, 0.0, why)
 
 
-def check(workers: int) -> Iterator[Verdict]:
-    """Every obligation, as each is decided, `workers` at a time."""
+def claims(pool: Executor) -> Iterator[Verdict]:
+    """Have each claim judged in `pool`: their verdicts in the order of the list, then one a model on its branches."""
+    return _judged([pool.submit(judge, claim) for claim in CLAIMS])
+
+
+def _judged(waiting: list[Future[tuple[Verdict, dict[int, int]]]]) -> Iterator[Verdict]:
     seen: dict[str, dict[int, int]] = {claim.model: {} for claim in CLAIMS}
-    with ThreadPoolExecutor(workers) as pool:
-        claims = [(claim, pool.submit(judge, claim)) for claim in CLAIMS]
-        mutants = [pool.submit(refute, mutant) for mutant in MUTANTS]
-        for claim, waiting in claims:
-            verdict, counts = waiting.result()
-            for number, count in counts.items():
-                seen[claim.model][number] = seen[claim.model].get(number, 0) + count
-            yield verdict
-        yield from unwitnessed(seen)
-        for refuted in mutants:
-            yield refuted.result()
+    for claim, future in zip(CLAIMS, waiting, strict=True):
+        verdict, counts = future.result()
+        for number, count in counts.items():
+            seen[claim.model][number] = seen[claim.model].get(number, 0) + count
+        yield verdict
+    yield from unwitnessed(seen)
+
+
+def mutants(pool: Executor) -> Iterator[Verdict]:
+    """Have each mutant refuted in `pool`: their verdicts in the order of the list."""
+    waiting = [pool.submit(refute, mutant) for mutant in MUTANTS]
+    return (future.result() for future in waiting)

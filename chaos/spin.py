@@ -21,6 +21,11 @@ MODELS: Final = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1]
 DEPTH_MAX: Final = 400_000
 MEGABYTES_MAX: Final = 6_000
 SECONDS_MAX: Final = 900
+SOON: Final = "-O0"
+"""For a search of few states: gcc takes 0.7 s for what takes it 6 s with LONG, and the verifier is slower by half."""
+MIDDLING: Final = "-O1"
+LONG: Final = "-O2"
+"""For one of millions."""
 _DEFINE: Final = re.compile(r"^#define (\w+)\s+(\d+)\b", re.MULTILINE)
 
 
@@ -59,9 +64,12 @@ def defines(model: str) -> dict[str, int]:
 
 def compiled(  # noqa: PLR0913 - what a verifier is made for
     model: str, directory: Path, settings: tuple[str, ...], *, live: bool = False, reduced: bool = False,
-    flags: tuple[str, ...] = (),
+    effort: str = MIDDLING, flags: tuple[str, ...] = (),
 ) -> Path:
-    """A verifier of `model` in `directory`; `settings` are its bounds and switches, as NAME or NAME=NUMBER."""
+    """A verifier of `model` in `directory`; `settings` are its bounds and switches, as NAME or NAME=NUMBER.
+
+    `effort` is what gcc spends on it: SOON, MIDDLING or LONG, by how long the verifier then runs.
+    """
     require()
     for source in MODELS.glob("*.pml"):
         shutil.copy(source, directory)
@@ -70,20 +78,20 @@ def compiled(  # noqa: PLR0913 - what a verifier is made for
     _run(["spin", "-a", *(f"-D{setting}" for setting in settings), f"{model}.pml"], directory)
     kind = ["-DNFAIR=6"] if live else ["-DSAFETY"]
     kind += [] if reduced else ["-DNOREDUCE"]
-    _run(["gcc", "-w", "-O2", *kind, *flags, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
+    _run(["gcc", "-w", effort, *kind, *flags, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
     return directory / "pan"
 
 
-def search(model: str, settings: tuple[str, ...] = (), *, live: bool = False) -> Found:
+def search(model: str, settings: tuple[str, ...] = (), *, live: bool = False, effort: str = MIDDLING) -> Found:
     """Explore every state of `model`; with `live`, look for cycles that a weakly fair schedule could go round for ever."""
     with tempfile.TemporaryDirectory(prefix="resetguard-spec-") as name:
-        return run(model, settings, Path(name), live=live)
+        return run(model, settings, Path(name), live=live, effort=effort)
 
 
-def run(model: str, settings: tuple[str, ...], directory: Path, *, live: bool = False) -> Found:
+def run(model: str, settings: tuple[str, ...], directory: Path, *, live: bool = False, effort: str = MIDDLING) -> Found:
     """As `search`, in a directory in which whatever the verifier writes is left."""
     began = time.monotonic()
-    pan = compiled(model, directory, settings, live=live)
+    pan = compiled(model, directory, settings, live=live, effort=effort)
     text = _run([str(pan), f"-m{DEPTH_MAX}", *(["-a", "-f"] if live else [])], directory)
     return _read(text, time.monotonic() - began)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Final, NamedTuple
 
 from chaos.drive import Driven, drive, moves
@@ -83,18 +82,22 @@ def tie(what: Drive) -> Tied:
                 set(moves(graph)), graph.seen)
 
 
-def check(workers: int) -> Iterator[Verdict]:
-    """Every drive as it ends, then the table of phases, the number of edges, and the branches that were driven."""
+def drives(pool: Executor) -> Iterator[Verdict]:
+    """Have every drive made in `pool`: each one's verdict, then those on the table of phases, the edges and the branches."""
+    return _tied([pool.submit(tie, what) for what in DRIVES])
+
+
+def _tied(waiting: list[Future[Tied]]) -> Iterator[Verdict]:
     found: set[tuple[str, str, str]] = set()
     seen: dict[int, int] = {}
     edges = 0
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for tied in pool.map(tie, DRIVES):
-            found |= tied.moves
-            edges += tied.driven.edges if tied.driven is not None else 0
-            for number, count in tied.seen.items():
-                seen[number] = seen.get(number, 0) + count
-            yield tied.verdict
+    for future in waiting:
+        tied = future.result()
+        found |= tied.moves
+        edges += tied.driven.edges if tied.driven is not None else 0
+        for number, count in tied.seen.items():
+            seen[number] = seen.get(number, 0) + count
+        yield tied.verdict
     yield Verdict("table", f"{len(found)} moves of the machine", 0, 0, 0.0, table_differs(found))
     missing = [name for name, number in witnesses("reset").items() if name not in _NOT_DRIVEN and not seen.get(number)]
     why = f"never driven: {', '.join(missing)}" if missing else ""

@@ -9,7 +9,7 @@ end of a process does; nothing it had in hand is written.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -263,9 +263,10 @@ def durable(store: Store, told: Told, since_seq: int = 0) -> dict[str, tuple[int
     kalman = store.estimator.decode(head.state).kalman
     made = {(part, value): version for part, value, version in told.made}
     author = [0]
-    for version in range(told.first_version + 1, head.version + 1):
-        with store.engine.reading() as txn:
-            entry = log.entry(txn.get, USER.encode(), version)
+    with store.engine.reading() as txn:
+        entries = {version: log.entry(txn.get, USER.encode(), version)
+                   for version in range(told.first_version + 1, head.version + 1)}
+    for version, entry in entries.items():
         by = entry.author if isinstance(entry, Image) else ""
         if by and by not in told.attempts:
             message = f"version {version} is of {by}, which is no attempt of the model's"
@@ -304,10 +305,15 @@ class World:
         made.close()
         self._engine = door.Engine(path, sync=False, map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0,
                                    clock=self.clock)
-        self._records = list(self._engine.scan(b"\0", b"\xff" * 8))
         self.meta = Store.meta(Reader(self._engine))  # type: ignore[arg-type]
         self._fresh_us = self.clock.now_us()
-        self._operators: list[Store] = []
+        self.ids = CountingIds()
+        for _ in range(IDS_OF_FIRST_RECORDS):
+            self.ids.attempt_id()
+        self.operator = self.opened()
+        self._records = list(self._engine.scan(b"\0", b"\xff" * 8))
+        self._seq = self.operator.audit_tail()[0]
+        self.first_version: int = self._head().version
         self.processes: list[Process] = []
         self.fresh()
 
@@ -319,26 +325,19 @@ class World:
         self._engine.close()
 
     def fresh(self) -> None:
-        """Everything as it was at first, with new processes."""
+        """Everything as it was at first, with new processes; the operator stays."""
         for process in self.processes:
             process.dies()
-        if self._operators:
-            self._operators.pop().marks.abandon()
-        shutil.rmtree(self.path / door.OWNERS, ignore_errors=True)
+        for path in self._files():
+            if path.name != str(self.operator.committer.owner):
+                Path(path).unlink()
         renew(self._engine, self._records)
-        self.clock = ManualClock(self._fresh_us)  # else the cooldowns of many paths add up to a gap
+        self.clock.advance((self._fresh_us - self.clock.now_us()) / 1_000_000)  # else the cooldowns of many paths add up to a gap
         self.attempts: dict[str, int] = {}
         self.begun = [0] * self.processes_count
         self.made: dict[tuple[str, float], int] = {}
         self._count = 0
         self.fault = ""
-        self.ids = CountingIds()
-        for _ in range(IDS_OF_FIRST_RECORDS):
-            self.ids.attempt_id()
-        self.operator = self.opened()
-        self._operators.append(self.operator)
-        self._seq = self.operator.audit_tail()[0]
-        self.first_version = self._head().version
         self.note(0)
         self.processes = [Process(self, number) for number in range(self.processes_count)]
         for process in self.processes:
@@ -420,8 +419,9 @@ class World:
             raise Difference(message)
 
     def transactions(self) -> int:
-        """How many transactions LMDB has committed."""
-        return int(self._engine.info()["last_txnid"])
+        """The number of the newest transaction that LMDB has committed."""
+        with self._engine.reading() as txn:
+            return int(txn.id())
 
     def fence(self, process: Process) -> None:
         """An operator fences a process that lives."""
@@ -449,15 +449,23 @@ class World:
             "mark": mark, "mbase": mbase, "orphan": orphan,
         }
 
+    def _files(self) -> list[os.DirEntry[str]]:
+        """The owners' files of marks."""
+        with os.scandir(self.path / door.OWNERS) as found:
+            return list(found)
+
     def _is_registered(self, process: Process) -> bool:
         return process.owner is not None and self._engine.get(keys.owner(process.owner[0])) is not None
 
     def _marks(self, total: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         mark, mbase, orphan = [0] * total, [0] * total, [0] * total
         live = {str(p.owner[0]) for p in self.processes if p.owner is not None}
-        for path in (self.path / door.OWNERS).iterdir():
-            with path.open("rb") as file:
-                found = DeadMarks(path, file.fileno()).marks()
+        for path in self._files():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                found = DeadMarks(Path(path), descriptor).marks()
+            finally:
+                os.close(descriptor)
             for one in found:
                 number = self.attempts.get(one.attempt_id)
                 if number is None:

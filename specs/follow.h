@@ -1,8 +1,11 @@
 /* Is what an audit log tells of one user a behaviour of reset.pml?  (-DFOLLOW)
    $FOLLOW names a file that chaos/follow.py wrote: first the breaker at the start (mode, generation) and the head's author, then for each attempt
-   (owner's key, base, generation, mode, suspect), then one line a row, in the log's order:
+   (owner's key, base, generation, mode, and 1 where it was refused as suspect or 2 where the log has no row of it), then one line a row, in the log's order:
    kind, attempt, outcome (of an operator's word: the mode before it), author of its base, version after it, breaker's mode and generation after it, whether a row of the
    breaker's move names it as its cause.  -1 stands for what the log does not tell.
+
+   A fence gives back the probe of the fenced owner, and no row tells whose that was: SPIN tries nobody, and whoever may have held
+   it, which is an attempt whose mark becomes its row later, or one that has none yet, since its owner is stopped and not dead.
 
    Each attempt is a process of its own with one attempt.  Steps without a row are silent, and SPIN searches over them.
    `f_may` leaves out silent steps that can make no difference: a step that changes nothing which others read is taken
@@ -15,8 +18,11 @@
 #define F_FORCED 2          /* an operator's word on the breaker */
 #define F_LOOK 3            /* the breaker's move: what it is by now */
 #define F_FENCED 4          /* the owner of this attempt was fenced */
+#define F_FENCE 5           /* an owner was fenced: whoever holds the probe may have been of it */
 static struct { int kind, who, out, author, head, mode, gen, moves; } f_row[4096];
-static struct { int key, base, gen, mode, suspect, out, marked; } f_at[256];
+static struct { int key, base, gen, mode, told, out, marked; } f_at[256];
+#define SUSPECT 1
+#define ROWLESS 2
 static int follow_rows, f_attempts, f_max, f_before;
 static void f_report(void) { if (f_max < follow_rows) printf("REJECTED %d\n", f_max); }
 
@@ -36,8 +42,11 @@ static void follow_load(void) {
   if (!f || fscanf(f, "%d %d %d %d", &mode, &gen, &author, &f_attempts) != 4) { printf("no log to follow\n"); exit(2); }
   now.b.mode = mode; now.b.gen = gen; now.author[0] = author;
   for (k = 0; k < f_attempts; k++)
-    if (fscanf(f, "%d %d %d %d %d", &f_at[k].key, &f_at[k].base, &f_at[k].gen, &f_at[k].mode, &f_at[k].suspect) != 5) exit(2);
-    else suspect[k] = f_at[k].suspect;
+    if (fscanf(f, "%d %d %d %d %d", &f_at[k].key, &f_at[k].base, &f_at[k].gen, &f_at[k].mode, &f_at[k].told) != 5) exit(2);
+    else {
+      suspect[k] = f_at[k].told == SUSPECT;
+      if (f_at[k].told == ROWLESS) f_at[k].out = O_INTERRUPTED, f_at[k].marked = 1;     /* what its mark will say */
+    }
 #define R f_row[follow_rows]
   while (fscanf(f, "%d %d %d %d %d %d %d %d", &R.kind, &R.who, &R.out, &R.author, &R.head, &R.mode, &R.gen, &R.moves) == 8) {
     if (R.kind <= F_MARKED && !f_at[R.who].out) f_at[R.who].out = R.out, f_at[R.who].marked = R.kind == F_MARKED;
@@ -79,7 +88,7 @@ static int f_wants_probe(int k) {          /* ... or a mark does not say, and so
 }
 static int f_asks(int k) {                 /* its question to the breaker can have no other answer than the log's */
   if (f_was.phase[k] != ASKING || f_at[k].gen != f_was.b.gen) return 0;
-  if (f_at[k].out == O_REFUSED) return !ADMITS(f_was.b.mode) || f_at[k].suspect;
+  if (f_at[k].out == O_REFUSED) return !ADMITS(f_was.b.mode) || f_at[k].told == SUSPECT;
   return ADMITS(f_was.b.mode) && (f_at[k].mode < 0 || f_at[k].mode == f_was.b.mode);
 }
 static int f_measured(void) {              /* the head has to grow, and no attempt that the log tells of made it grow */
@@ -88,6 +97,12 @@ static int f_measured(void) {              /* the head has to grow, and no attem
     if (f_row[k].kind == F_ENDS && f_row[k].out == O_COMMITTED) { if (f_row[k].head == f_was.head + 1) return 0; else break; }
   for (k = 0; k < f_attempts; k++) wanted |= f_was.used[k] == 0 && f_at[k].base > f_was.head;
   return wanted;
+}
+static int f_of_the_fenced(int k) {        /* it may have been of the owner that was fenced: nothing whole of it comes after */
+  int j;
+  if (f_at[k].told == ROWLESS) return 1;
+  for (j = f_was.ti; j < follow_rows; j++) if (f_row[j].kind <= F_MARKED && f_row[j].who == k) return f_row[j].kind == F_MARKED;
+  return 0;
 }
 static int f_eager(int *who) {             /* the silent step to take before any other, if there is one */
   int k;
@@ -111,7 +126,9 @@ static int f_may(const char *step, int r) {
   if (IS("force closed")) return kind == F_FORCED && f_row[f_was.ti].mode == FORCED_CLOSED;
   if (IS("release")) return kind == F_FORCED && f_row[f_was.ti].mode == CLOSED;
   if (IS("cool")) { for (k = 0; k < f_attempts; k++) if (f_was.phase[k] == ASKING && f_wants_probe(k)) return 1; return 0; }
+  if (IS("fence another")) return kind == F_FENCE;
   if (r >= f_attempts) return 0;
+  if (IS("fence")) return kind == F_FENCE && f_was.b.probe == r + 1 && f_of_the_fenced(r);
   if (IS("ask")) return f_wants_probe(r) && MAY_LEASE;
   if (IS("lease")) return f_at[r].out == O_REFUSED ? f_was.gen[r] != f_was.b.gen
                                                    : f_was.gen[r] == f_was.b.gen && f_wants_probe(r);
@@ -128,11 +145,13 @@ static int f_may(const char *step, int r) {
 
 static void follow_post(const char *step, int r) {
   int now_total = f_total(), forced = strncmp(step, "force", 5) == 0 || strcmp(step, "release") == 0, who, out;
+  int fence = strncmp(step, "fence", 5) == 0;
   if (!f_may(step, r)) { memcpy(&now, &f_was, sizeof(now)); now.strayed = 1; return; }
-  if (now_total == f_before && !forced) return;          /* a silent step */
+  if (now_total == f_before && !forced && !fence) return;          /* a silent step */
   if (now.ti >= follow_rows) { now.strayed = 1; return; }
   who = f_row[now.ti].who; out = f_row[now.ti].out;
-  if (forced) {                                          /* an operator's word */
+  if (fence) {                                           /* its row tells nothing of this user */
+  } else if (forced) {                                   /* an operator's word */
     if (now.b.gen != f_row[now.ti].gen || f_was.b.mode != f_row[now.ti].out) { now.strayed = 1; return; }
   } else {
     if (now_total != f_before + 1 || now.rows[who] != 1) { now.strayed = 1; return; }

@@ -572,6 +572,9 @@ end:
 #else
 #define HELD (b.mode == FORCED_OPEN || b.mode == FORCED_CLOSED)
 #endif
+#ifdef FOLLOW                  /* an owner that has no probe of this user's */
+  :: d_step { MAY("fence another", 0) -> PRE; skip; POST("fence another", 0) }
+#endif
   :: d_step { HELD && MAY("release", 0) ->
               PRE; B_CLOSED(b); died = 0; SAW(W_RELEASED); POST("release", 0) }
   :: d_step { cuts < CUTS && MAY("power cut, marks kept", 0) -> PRE; CUT(true); SAW(W_CUT_KEPT_MARKS); POST("power cut, marks kept", 0) }

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.usefixtures("no_events"),
+    pytest.mark.damages,
     pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="SKIPPED DISK TRAPS: the kernel's answers are Linux's here"),
 ]
 

@@ -19,11 +19,14 @@ import pytest
 
 from chaos import follow, monitor, rows
 from chaos.forgeries import FORGERIES, Forgery, forged, scene
-from chaos.histories import shape_of, world
-from statemachine import Store, audit
+from chaos.histories import BY, Shape, shape_of, world
+from statemachine import BreakerOpen, BreakerPolicy, MutationFailed, Store, audit
+from statemachine.store import fencing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from chaos.histories import World
 
 HISTORIES = 200
 HISTORIES_LONG = 1_000
@@ -84,19 +87,66 @@ def test_the_logs_of_random_real_runs_are_accepted(histories: int) -> None:
 
 @needs_spin
 def test_spin_follows_the_logs_of_random_real_runs(follower: follow.Follower) -> None:
-    """Without those in which an owner is fenced: the follower does not tell yet whose probe a fence gives back."""
-    users = left_out = followed = seed = 0
+    users = left_out = fenced = 0
     with world() as place:
-        while followed < FOLLOWED:
+        for seed in range(FOLLOWED):
             log = place.run(seed, shape_of(seed))
-            seed += 1
-            if any(row["event"] == "owner.fenced" for row in log):
-                continue
-            followed += 1
+            fenced += any(row["event"] == "owner.fenced" for row in log)
             found = follower.follow(rows.of_dicts(log))
-            assert found.rejected is None, f"seed {seed - 1}: {found.rejected}"
+            assert found.rejected is None, f"seed {seed}: {found.rejected}"
             users, left_out = users + found.users, left_out + len(found.left_out)
     assert left_out < LEFT_OUT_SHARE_MAX * users
+    assert FOLLOWED > fenced > FOLLOWED / 3
+
+
+def _fenced_probe(place: World, *, settled: bool) -> list[dict[str, Any]]:
+    """A probe whose owner is fenced, the next one, which another process commits, and the row of the first if it is `settled`."""
+    place.fresh(BreakerPolicy(failures_max=1, cooldown_s=60.0, jitter=0.0), shape=Shape(users=1))
+    first, second, _ = place.processes
+    place.measure(first, "u1", 80.0)
+    failing = first.begin("u1")
+    with pytest.raises(MutationFailed) as raised:
+        failing.apply("boom", lambda state: state / 0)
+    failing.roll_back(raised.value)  # opens, generation 1
+    place.clock.advance(100.0)
+    second.begin("u1")  # a probe, generation 2
+    with pytest.raises(BreakerOpen):
+        first.begin("u1")  # refused: somebody else is probing
+    fencing.fence(first.store, second.store.committer.owner, **BY)  # generation 3
+    probe = first.begin("u1")  # generation 4
+    probe.apply("moved", lambda state: state.replace(x=(80.01, 0.0)))
+    probe.commit()
+    return place.log() if settled else [row.as_dict() for row in first.store.audit()]
+
+
+def test_an_attempt_that_was_fenced_before_it_could_lease_tells_the_generation_that_it_read() -> None:
+    """Its mark's row is of a generation between two leases, which nobody held; seed 623 showed it."""
+    with world() as place:
+        log = place.run(623, shape_of(623))
+    verdict = monitor.judge(rows.of_dicts(log))
+    assert verdict.accepted, verdict.rejected
+    assert any(row["outcome"] == "rolled_back" and row["breaker"] == {"mode": "", "generation": 3} for row in log)
+
+
+@needs_spin
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_probe_that_a_fence_gave_back_is_followed_with_and_without_its_row(follower: follow.Follower, settled: bool) -> None:
+    """Without the fence the next probe cannot have been; to SPIN, nor can the refusal, where nobody is told who probed."""
+    with world() as place:
+        log = _fenced_probe(place, settled=settled)
+    assert sum(row["event"] == "reset.interrupted" for row in log) == settled
+    assert monitor.judge(rows.of_dicts(log)).accepted
+    found = follower.follow(rows.of_dicts(log))
+    assert (found.left_out, found.rejected) == ({}, None)
+    closing = next(row for row in log if row["outcome"] == "committed" and row["breaker"]["mode"] == "half-open")
+    fence = next(row for row in log if row["event"] == "owner.fenced")
+    fence |= {"event": "reset.held", "details": {}}
+    judged, followed = monitor.judge(rows.of_dicts(log)).rejected, follower.follow(rows.of_dicts(log)).rejected
+    assert judged is not None
+    assert judged.seq == closing["seq"]
+    assert followed is not None
+    refused = next(row for row in log if row["event"] == "reset.refused")
+    assert followed.seq == (closing if settled else refused)["seq"]
 
 
 def test_a_seed_makes_one_history() -> None:
