@@ -208,6 +208,43 @@ def test_a_signal_within_a_callback_waits_for_the_end_of_the_block(env: lmdb.Env
         signal.raise_signal(signal.SIGINT)  # outside of a callback it is handled at once
 
 
+def test_no_signal_handler_runs_within_a_callback(env: lmdb.Environment) -> None:
+    order: list[str] = []
+
+    def handler(call: Call) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        order.append("call")
+        return call.make()
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: order.append("signal"))
+    try:
+        with libc.redirected(handler):
+            put(env)
+            order.append("end")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    calls = order.index("end")
+    assert order == ["call"] * calls + ["end"] + ["signal"] * calls
+
+
+def test_a_call_that_was_made_before_its_handler_raised_is_not_made_again(env: lmdb.Environment) -> None:
+    def handler(call: Call) -> int:
+        call.make(100)
+        raise ValueError
+
+    told: list[str] = []
+
+    def attempt() -> None:
+        try:
+            put(env, value=b"v" * 3 * PAGE_BYTES)
+        except lmdb.Error as error:
+            told.append(str(error))
+
+    with contextlib.suppress(ValueError), libc.redirected(handler):
+        attempt()
+    assert told == ["mdb_txn_commit: Input/output error"]
+
+
 def test_another_handler_is_refused_and_the_first_stays(env: lmdb.Environment) -> None:
     seen: list[str] = []
     with libc.redirected(seeing(seen)):
