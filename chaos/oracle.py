@@ -58,6 +58,9 @@ class Oracle:
             self.must[asked.user].update(asked.measured)
             # A group that met trouble was given up and taken anew: what it had begun is in the log, and nobody was told.
             self.unknown_attempts[asked.user] += max(0, len(asked.measured) - 1)
+        elif told.answer == "failed" and not told.attempts:
+            # Measurements whose commit failed: the attempts of it have their rows, and the error names none of them.
+            self.unknown_attempts[asked.user] += len(asked.measured)
 
     def _unsure(self, asked: Asked) -> None:
         self.spare[asked.user] += asked.versions

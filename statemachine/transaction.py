@@ -192,6 +192,8 @@ class ResetTransaction:
             self._begin(head, state)
         except BaseException as error:
             self._leave_mark("reset.rolled_back", "rolled_back", error)
+            if isinstance(error, ResetError):
+                error.user, error.attempt_id = self.user, self.attempt_id
             raise
 
     def _begin(self, head: Head | None, state: Any) -> None:
