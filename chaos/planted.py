@@ -6,9 +6,16 @@ after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+from statemachine.store import committer, making
+from statemachine.store.committer import Committer
+from statemachine.store.draft import Draft
+from statemachine.store.engine import Engine
 
 
 class Planted(NamedTuple):
@@ -20,4 +27,53 @@ class Planted(NamedTuple):
     plant: Callable[[], AbstractContextManager[object]]
 
 
-PLANTED: Final[dict[str, Planted]] = {}
+def _swallowing(self: Any, batch: list[Any], _: BaseException, *, committing: bool) -> None:  # noqa: ARG001 - as it is called
+    self._finish(batch, {})
+
+
+def _split() -> AbstractContextManager[object]:
+    write = Committer._write  # noqa: SLF001 - the bug is in there
+
+    def write_twice(self: Any, batch: list[Any]) -> None:
+        kept = [(ticket, ticket.draft.entries.copy()) for ticket in batch]
+        for ticket in batch:
+            ticket.draft.entries.clear()
+        write(self, batch)
+        for ticket, entries in kept:
+            ticket.draft.entries.extend(entries)
+            if entries and ticket.error is None and ticket.missed is None:
+                rows = Draft(self.engine)
+                rows.entries.extend(entries)
+                rows.seal()
+                second = committer._Ticket(rows)  # noqa: SLF001
+                write(self, [second])
+                ticket.rows, ticket.error = second.rows, second.error
+
+    return mock.patch.object(Committer, "_write", write_twice)
+
+
+def _never_landed(self: Any, number: int) -> bool:
+    _COMMITTED(self, number)
+    return False
+
+
+_COMMITTED: Final = Committer._committed  # noqa: SLF001
+
+
+@contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    path.mkdir(parents=True, exist_ok=True)
+    yield path
+
+
+PLANTED: Final[dict[str, Planted]] = {
+    "error swallowed": Planted("a commit that failed is told as made", "durable", "calls",
+                               lambda: mock.patch.object(Committer, "_settle_failed", _swallowing)),
+    "split transaction": Planted("the rows of an attempt are a commit of their own", "effects", "calls", _split),
+    "landed, told as failed": Planted("a commit that failed is told as not made, though it was", "explained", "calls",
+                                      lambda: mock.patch.object(Committer, "_committed", _never_landed)),
+    "environment left hurt": Planted("nothing is opened anew after a failed commit", "progress", "calls",
+                                     lambda: mock.patch.object(Engine, "reopen", return_value=None)),
+    "creation in place": Planted("a store is made where it will be, not aside", "progress", "calls",
+                                 lambda: mock.patch.object(making, "placed", _in_place)),
+}

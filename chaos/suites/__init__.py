@@ -5,5 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from chaos.suite import Suites
+from chaos.suites.calls import Calls
 
-SUITES: Final[Suites] = {}
+SUITES: Final[Suites] = {
+    Calls.name: Calls,
+}
