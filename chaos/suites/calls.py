@@ -499,7 +499,7 @@ class Calls:
 
     name = "calls"
     summary = "each call that LMDB makes on the data file fails, lies, waits or is the last, once or from there on"
-    floor = 1_000
+    floor = 1_800
     grows = True
     weight = 1.0
     witnesses = frozenset({WENT_ON, ROLLED_BACK, IN_DOUBT, REFUSED, KILLED})
