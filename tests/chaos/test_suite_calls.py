@@ -15,16 +15,20 @@ from typing import Any
 import pytest
 
 from chaos.faults import libc
+from chaos.faults.strikes import FAULTS
 from chaos.planted import PLANTED
 from chaos.suite import Point, Session, Verdict
 from chaos.suites import SUITES
 from chaos.suites.calls import NOT_MET, SCENES, Calls
 from chaos.target import Target, load
+from statemachine import Store
 
 pytestmark = [pytest.mark.skipif(libc.unavailable() != "", reason=libc.unavailable()), pytest.mark.usefixtures("no_events")]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SEED = 1_000
 """That of the plan's first points where the campaign's is 1."""
+DOUBTFUL = range(8, 12)
+"""Calls about the first meta page that "working, each" writes for an attempt."""
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def test_a_commit_that_nobody_can_tell_of_is_in_doubt_and_settled(scratch: Path)
     """The disk takes the meta page, and is gone before it says so."""
     suite = Calls()
     found = set()
-    for n in range(8, 12):
+    for n in DOUBTFUL:
         verdict = suite.replay(session(scratch), Point("calls", "EIO, lasting", ["working, each", SEED, n]))
         survived([verdict])
         found.add(verdict.outcome)
@@ -140,8 +144,26 @@ def test_what_the_library_does_wrong_beside_the_store_is_seen(scratch: Path, mon
         act(stage, dice)
         (stage.home / ".copy.new-1-1").mkdir()
 
-    told = [hurt(monkeypatch, scratch, "backing up", bad).violations for bad in (untyped, gone, litters)]
-    assert [what[0].split(":")[0] for what in told] == ["typed", "litter", "litter"]
+    def spoils(stage: Any, dice: Any) -> None:
+        act(stage, dice)
+        (stage.copy / "data.mdb").write_bytes(b"")
+
+    told = [hurt(monkeypatch, scratch, "backing up", bad).violations for bad in (untyped, gone, litters, spoils)]
+    assert [what[0].split(":")[0] for what in told] == ["typed", "litter", "litter", "whole"]
+
+
+def test_what_must_be_got_over_and_what_must_not_be_outlived(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ["working, group", SEED, 1]
+    monkeypatch.setitem(FAULTS, "EIO", FAULTS["EIO"]._replace(harmless=True))
+    monkeypatch.setitem(FAULTS, "delay", FAULTS["delay"]._replace(deadly=True))
+    for fault, word in (("EIO", "unharmed: "), ("delay", "fault: ")):
+        assert Calls().replay(session(scratch), Point("calls", fault, where)).violations[0].startswith(word)
+
+
+def test_a_doubt_that_nothing_settles_is_seen(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "inspect", lambda *_: None)
+    verdicts = [Calls().replay(session(scratch), Point("calls", "EIO, lasting", ["working, each", SEED, n])) for n in DOUBTFUL]
+    assert any(what.startswith("settled: ") for verdict in verdicts for what in verdict.violations)
 
 
 def test_a_process_that_dies_unasked_or_hangs_is_seen(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
