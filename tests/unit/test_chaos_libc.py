@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from chaos.faults.libc import Call, Handler
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF objects under Linux only")
+ABLE = sys.platform.startswith("linux") and platform.machine() in {"x86_64", "aarch64"}
+pytestmark = pytest.mark.skipif(not ABLE, reason="Linux on x86_64 or aarch64 only")
 PAGE_BYTES = 4096
 
 
