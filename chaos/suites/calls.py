@@ -339,6 +339,9 @@ class Workshop:
         if (scene.name, seed) not in self._plain:
             with _light(), libc.redirected(self.striker):
                 (_, found), = watched.each([Trial(scene, seed)], self._act)
+            if isinstance(found, watched.Died):
+                message = f"{scene.name} cannot be played without a fault: the process was {found}"
+                raise RuntimeError(message)
             acted = msgspec.convert(found, Acted)
             self._plain[scene.name, seed] = acted
             self._settled[acted.digest] = acted.after
