@@ -86,6 +86,7 @@ class Marks:
             raise
         self._free = list(range(SLOTS - 1, -1, -1))
         self._ended: dict[int, Mark] = {}
+        self._let_go = False  # then the file is the next owner's, and the map stays for threads that hold attempts still
 
     @property
     def full(self) -> bool:
@@ -99,11 +100,22 @@ class Marks:
         except IndexError:
             message = f"{SLOTS} attempts are under way in this process; end some before beginning more"
             raise StoreUnavailable(message) from None
-        self.write(slot, mark)
+        if self._let_go:  # asked after the slot was taken: `close` either finds it taken, or is found here
+            self._free.append(slot)
+            message = f"the store of {self.path} is closed"
+            raise StoreUnavailable(message)
+        self._put(slot, mark)
         return slot
 
     def write(self, slot: int, mark: Mark) -> None:
-        """Change what a slot says; one of state ENDED is written to the audit log by the next commit."""
+        """Change what a slot says; one of state ENDED is written to the audit log by the next commit.
+
+        After `close`, this and what follows change nothing: the next opening writes what the file says then.
+        """
+        if not self._let_go:
+            self._put(slot, mark)
+
+    def _put(self, slot: int, mark: Mark) -> None:
         content = msgspec.msgpack.encode(mark)
         start = slot * SLOT_BYTES
         if len(content) > SLOT_BYTES - _SLOT.size:
@@ -116,10 +128,13 @@ class Marks:
 
     def state(self, slot: int, state: int) -> None:
         """Change only whether user code is running."""
-        self._map[slot * SLOT_BYTES] = state
+        if not self._let_go:
+            self._map[slot * SLOT_BYTES] = state
 
     def release(self, slot: int) -> None:
         """Empty a slot whose attempt has its outcome in the log; nothing of what it said stays in the file."""
+        if self._let_go:
+            return
         start = slot * SLOT_BYTES
         self._map[start] = FREE
         self._map[start:start + SLOT_BYTES] = bytes(SLOT_BYTES)
@@ -132,19 +147,28 @@ class Marks:
 
     def close(self) -> None:
         """Let go of the lock and remove the file; an attempt that nobody has ended stays in it, for the next opening."""
+        if self._let_go or self._map.closed:
+            return
+        self._let_go = True  # before it is asked what is left: other threads may be beginning attempts at this moment
         left = set(range(SLOTS)).difference(self._free)
         running = left.difference(self._ended)
         for slot in running:
-            self.state(slot, WAITING)  # its process did not die of it
+            if self._map[slot * SLOT_BYTES] == RUNNING:
+                self._map[slot * SLOT_BYTES] = WAITING  # its process did not die of it
         if not left:
             self.path.unlink(missing_ok=True)
-        self.abandon()
+        self._unlock()
 
     def abandon(self) -> None:
         """Let go of the lock and leave the file for the next owner to settle; a second call does nothing."""
-        if not self._map.closed:
-            self._map.close()
-            os.close(self._descriptor)
+        if not self._let_go and not self._map.closed:
+            self._let_go = True
+            self._unlock()
+
+    def _unlock(self) -> None:
+        # The map stays until the last thread that has this object is done with it, and has a descriptor of its own.
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
 
     def forget_in_child(self) -> None:
         """In a forked child: close the file, so that the child does not keep the parent's lock."""

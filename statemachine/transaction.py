@@ -183,6 +183,7 @@ class ResetTransaction:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Roll back unless committed; never swallows the exception."""
         if not self._in_doubt and self._guard.phase not in (Phase.COMMITTED, Phase.ROLLEDBACK, Phase.BREAKER_OPEN):
+            self._name(error)
             self.roll_back(error)
 
     def begin(self, head: Head | None = None, state: Any = None) -> None:
@@ -191,10 +192,16 @@ class ResetTransaction:
         try:
             self._begin(head, state)
         except BaseException as error:
+            self._name(error)
             self._leave_mark("reset.rolled_back", "rolled_back", error)
             if isinstance(error, ResetError):
                 error.user, error.attempt_id = self.user, self.attempt_id
             raise
+
+    def _name(self, error: BaseException | None) -> None:
+        """Have an error of ours about a marked attempt say which: its row can be looked up by that."""
+        if isinstance(error, ResetError) and error.attempt_id is None and self._slot is not None:
+            error.user, error.attempt_id = self.user, self.attempt_id
 
     def _begin(self, head: Head | None, state: Any) -> None:
         self._head = head if head is not None else self._draft.head(self._key)
@@ -431,8 +438,7 @@ class ResetTransaction:
             error.user, error.attempt_id = self.user, self.attempt_id
             self._leave_mark("reset.interrupted", "interrupted", error)
             return
-        if isinstance(error, ResetError):
-            error.user, error.attempt_id = self.user, self.attempt_id
+        self._name(error)
         if not isinstance(error, Exception) and self._store.inspect(self.attempt_id) is not None:
             self._in_doubt = True
             message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"

@@ -136,7 +136,8 @@ class Engine:
         self._readers = 0
         self._growing = False
         self._closed = False
-        self._writer: int | None = None  # opened at the first turn: nothing is left in a directory that proves foreign
+        self._turns: set[int] = set()  # a descriptor for each turn that a thread waits for or has
+        self._hidden: int | None = None  # that of a store without a directory, which one thread uses
         self._writes = 0
         # Before the data file is looked at, so that nobody can put another one in its place from here on.
         self._presence: int | None = presence.alone(path) if alone else presence.shared(path, clock, writer_wait_s_max)
@@ -234,8 +235,8 @@ class Engine:
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
             self._let_go()
-        if self._writer is not None:
-            os.close(self._writer)
+        if self._hidden is not None:
+            os.close(self._hidden)
         self._release()
 
     def hide(self) -> None:
@@ -244,6 +245,7 @@ class Engine:
         A scratch store is used like this; it cannot be opened anew after an error of LMDB's.
         """
         self._footing.lose_names()
+        self._hidden = os.open(self.path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _let_go(self) -> None:
@@ -253,9 +255,9 @@ class Engine:
 
     def forget_in_child(self) -> None:
         """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
-        if self._writer is not None:
-            os.close(self._writer)
-            self._writer = None
+        for descriptor in self._turns:
+            os.close(descriptor)
+        self._turns = set()
         self._leave_directory()
 
     def check(self) -> None:
@@ -372,7 +374,10 @@ class Engine:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """The right to write, among all processes; raises StoreBusy after `writer_wait_s_max`."""
+        """The right to write, among all processes and threads; raises StoreBusy after `writer_wait_s_max`.
+
+        Not to be taken again within.
+        """
         self.check_writable()
         with self._turn(os.O_CREAT | os.O_RDWR):
             yield
@@ -381,7 +386,7 @@ class Engine:
     def stillness(self) -> Iterator[None]:
         """As `turn`, for a look at what writers change in theirs: the store may be open for reading, and nothing is made."""
         self.check()
-        if self._writer is None and not (self.path / WRITER_LOCK).exists():
+        if self._hidden is None and not (self.path / WRITER_LOCK).exists():
             yield  # a backup, or a store that nobody has written yet
             return
         with self._turn(os.O_RDONLY):
@@ -389,30 +394,38 @@ class Engine:
 
     @contextlib.contextmanager
     def _turn(self, flags: int) -> Iterator[None]:
+        # A descriptor of its own for each: through one that threads share, each would have the lock of the other, and end it.
+        try:
+            hidden, lock = self._hidden, self.path / WRITER_LOCK
+            writer = os.open(lock, flags | os.O_CLOEXEC, 0o600) if hidden is None else os.dup(hidden)
+        except OSError as error:
+            message = f"opening the store {self.path}: {error}"
+            raise StoreUnavailable(message) from error
+        self._turns.add(writer)
+        try:
+            self._await_turn(writer)
+            self._footing.check_names()
+            yield
+        finally:
+            if writer in self._turns:  # a child forked meanwhile has closed its own
+                self._turns.discard(writer)
+                fcntl.flock(writer, fcntl.LOCK_UN)
+                os.close(writer)
+
+    def _await_turn(self, writer: int) -> None:
         waited, pause = 0.0, _POLL_S[0]
-        if self._writer is None:
-            try:
-                self._writer = os.open(self.path / WRITER_LOCK, flags | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                message = f"opening the store {self.path}: {error}"
-                raise StoreUnavailable(message) from error
-        writer = self._writer
         while True:
             try:
                 fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if waited >= self.writer_wait_s_max:
-                    message = (f"another process holds the writer's turn of {self.path} for more than "
+                    message = (f"another process, or a thread of this one, holds the writer's turn of {self.path} for more than "
                                f"{self.writer_wait_s_max:g} s; see which with fuser, or wait")
                     raise StoreBusy(message) from None
                 self.clock.sleep(pause)
                 waited, pause = waited + pause, min(pause * 1.5, _POLL_S[1])
-        try:
-            self._footing.check_names()
-            yield
-        finally:
-            fcntl.flock(writer, fcntl.LOCK_UN)
+            else:
+                return
 
     def write(self) -> lmdb.Transaction[bytes]:
         """A write transaction; call only within `turn`, and end it in the thread that began it.
