@@ -7,15 +7,17 @@ after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from statemachine.store import committer, making
+from statemachine.store import committer, keys, making
+from statemachine.store.breakers import Breakers
 from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
 from statemachine.store.engine import Engine
+from statemachine.transaction import ResetTransaction
 
 
 class Planted(NamedTuple):
@@ -66,6 +68,40 @@ def _in_place(path: Path) -> Iterator[Path]:
     yield path
 
 
+def _unchecked(_txn: Any, draft: Draft, breakers: Breakers) -> Any:
+    return next(filter(None, map(breakers.judge, draft.events)), None)
+
+
+def _stale_head() -> AbstractContextManager[object]:
+    read = Draft.head
+
+    def read_twice(self: Draft, user: bytes) -> Any:
+        head = read(self, user)
+        self.expected[keys.head(user)] = self._engine.get(keys.head(user))
+        return head
+
+    return mock.patch.object(Draft, "head", read_twice)
+
+
+def _any_generation() -> AbstractContextManager[object]:
+    judge = Breakers.judge
+
+    def judge_as_now(self: Breakers, event: Any) -> Any:
+        return judge(self, event._replace(generation=self.of(event.user).generation, global_generation=self.of(b"").generation))
+
+    return mock.patch.object(Breakers, "judge", judge_as_now)
+
+
+def _ended_by_all() -> AbstractContextManager[object]:
+    begin = ResetTransaction.__init__
+
+    def begin_without(self: Any, *args: Any, **more: Any) -> None:
+        begin(self, *args, **more)
+        self._turn = nullcontext()
+
+    return mock.patch.object(ResetTransaction, "__init__", begin_without)
+
+
 PLANTED: Final[dict[str, Planted]] = {
     "error swallowed": Planted("a commit that failed is told as made", "durable", "calls",
                                lambda: mock.patch.object(Committer, "_settle_failed", _swallowing)),
@@ -76,4 +112,11 @@ PLANTED: Final[dict[str, Planted]] = {
                                      lambda: mock.patch.object(Engine, "reopen", return_value=None)),
     "creation in place": Planted("a store is made where it will be, not aside", "progress", "calls",
                                  lambda: mock.patch.object(making, "placed", _in_place)),
+    "nothing compared": Planted("a commit does not look whether its user was changed since its snapshot", "effects",
+                                "interleavings", lambda: mock.patch.object(committer, "_judged", _unchecked)),
+    "stale head": Planted("the head is expected as it is a moment after it was read", "effects", "interleavings", _stale_head),
+    "any generation": Planted("the end of an attempt counts for whichever breaker it finds", "conforming", "interleavings",
+                              _any_generation),
+    "ended by all": Planted("threads that end one attempt do not wait for each other", "one_outcome", "interleavings",
+                            _ended_by_all),
 }
