@@ -194,8 +194,6 @@ class ResetTransaction:
         except BaseException as error:
             self._name(error)
             self._leave_mark("reset.rolled_back", "rolled_back", error)
-            if isinstance(error, ResetError):
-                error.user, error.attempt_id = self.user, self.attempt_id
             raise
 
     def _name(self, error: BaseException | None) -> None:
