@@ -6,7 +6,9 @@ from typing import Final
 
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
+from chaos.suites.power import Power
 
 SUITES: Final[Suites] = {
     Calls.name: Calls,
+    Power.name: Power,
 }
