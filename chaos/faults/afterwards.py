@@ -25,8 +25,8 @@ from chaos.history import Asked, Event, Told
 from chaos.oracle import Oracle
 from chaos.target import Target
 from chaos.workload import USERS, Client, Op
-from statemachine import ResetError, Store
-from statemachine.marks import SLOT_BYTES, SLOTS
+from statemachine import ResetError, Store, marks
+from statemachine.marks import SLOT_BYTES
 from statemachine.store import keys
 from statemachine.store.engine import ANEW, DATA, LMDB_LOCK, OWNERS, rows_of
 
@@ -97,10 +97,10 @@ class Afterwards:
         if broken or not (self._every or new or image.key % WENT_ON_WITH == 0):
             return Came(outcome, broken)
         which = MARKS[image.key // WENT_ON_WITH % len(MARKS)]
-        for marks in MARKS if self._every else (which,):
+        for left in MARKS if self._every else (which,):
             self._lay(tree, image)
-            self._lay_marks(cut, image, marks)
-            broken += self._go_on(store, cut, image, marks_lost=marks != "as at the cut")
+            self._lay_marks(cut, image, left)
+            broken += self._go_on(store, cut, image, marks_lost=left != "as at the cut")
         return Came(outcome, broken, went_on=True)
 
     def _creation(self, cut: Cut, image: Image) -> Came:
@@ -198,7 +198,7 @@ class Afterwards:
             with scenes.opened(self._target, path, 4 * LATER, DAYS_LATER, **self._scene.settings) as store:
                 client = Client(self._target, store, more.append, first_op=len(before))
                 user = USERS[image.key >> 32 & (scenes.FEW - 1)]
-                for op in (Op("measure", user, self._scene.sent), Op("reset", user)):
+                for op in (Op("reset", user), Op("measure", user, self._scene.sent)):  # its commit takes a refusal along
                     client.do(op)
                 read.take(store)
                 told = (cut.notes, history.lines(more))
@@ -243,10 +243,10 @@ class Afterwards:
 
     def _lay_marks(self, cut: Cut, image: Image, which: str) -> None:
         """Nobody syncs the files of marks: they may be gone, cut short, or say what they said at any time before, by sectors."""
-        for name, data in _marks(self._scene, cut, which, image.key // 4096).items():
+        for name, data in marks_left(self._scene, cut, which, image.key // 4096).items():
             with (self._root / name).open("wb") as file:
                 file.write(data)
-                file.truncate(SLOT_BYTES * SLOTS if image.key >> 16 & 3 == 0 else -(-len(data) // SLOT_BYTES) * SLOT_BYTES)
+                file.truncate(SLOT_BYTES * marks.SLOTS if image.key >> 16 & 3 == 0 else -(-len(data) // SLOT_BYTES) * SLOT_BYTES)
 
 
 def _overwrite(path: str, data: bytes) -> None:
@@ -304,7 +304,8 @@ def _stuck(more: list[Event]) -> Iterator[str]:
             yield f"progress: a {kinds[event.op]} after the cut ended as {event.answer}: {event.error}"
 
 
-def _marks(scene: Scene, cut: Cut, which: str, dice: int) -> Marks:
+def marks_left(scene: Scene, cut: Cut, which: str, dice: int) -> Marks:
+    """The files of marks as `which` of `MARKS` has them; `dice` chooses among those."""
     if which == "lost":
         return {}
     now = scene.recording.marks_at(cut.at)

@@ -20,6 +20,8 @@ import xxhash
 
 SECTOR_BYTES: Final = 512
 ROUNDS_WITHOUT_NEW_MAX: Final = 8
+EXHAUSTED_MAX: Final = 6
+"""Where so few sectors and names are pending, every part of them is an image; where more are, dice choose."""
 ROOT: Final = 0
 """The node of the directory that is watched; every other file and directory has a number of its own."""
 _ZEROS: Final = bytes(SECTOR_BYTES)
@@ -347,6 +349,13 @@ def _writes(pending: Sequence[Pending]) -> list[tuple[int, int]]:
     return found
 
 
+def _every(cut: Cut, number: int) -> Iterator[Image]:
+    for names in range(1 << len(cut.moves)):
+        for sectors in range(1 << len(cut.pending)):
+            yield Image("sectors scattered", number, sectors, names, grown=False)
+            yield Image("sectors scattered", number, sectors, names, grown=True)
+
+
 def scattered(cut: Cut, number: int, dice: random.Random) -> Image:
     """Any sectors and any names, of one density or another."""
     bits, names = len(cut.pending), len(cut.moves)
@@ -356,7 +365,7 @@ def scattered(cut: Cut, number: int, dice: random.Random) -> Image:
 
 
 def images(cuts: Sequence[Cut], wanted: int, seed: str) -> Iterator[Image]:
-    """At most `wanted` images, no two of them the same: the `ordered` of every cut, then others as the dice fall.
+    """At most `wanted` images, no two of them the same: the `ordered` of every cut, all of narrow cuts, then as the dice fall.
 
     The same cuts and seed give the same images.  There are fewer where there are no more.
     """
@@ -376,7 +385,10 @@ def _proposed(cuts: Sequence[Cut], dice: random.Random, seen: set[int]) -> Itera
         found[1:] = dice.sample(found[1:], len(found) - 1)
     for turn in itertools.zip_longest(*waiting):
         yield from (image for image in turn if image is not None)
-    wide = [(number, cut) for number, cut in enumerate(cuts) if len(cut.pending) + len(cut.moves) > 1]
+    for number, cut in enumerate(cuts):
+        if len(cut.pending) + len(cut.moves) <= EXHAUSTED_MAX:
+            yield from _every(cut, number)
+    wide = [(number, cut) for number, cut in enumerate(cuts) if len(cut.pending) + len(cut.moves) > EXHAUSTED_MAX]
     without = 0
     while wide and without < ROUNDS_WITHOUT_NEW_MAX:
         before = len(seen)

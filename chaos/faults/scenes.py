@@ -154,7 +154,7 @@ def _compaction(target: Target, root: Path, ops: list[Op]) -> tuple[Recording, l
 
 def _backup(target: Target, root: Path, ops: list[Op]) -> tuple[Recording, list[Event]]:
     history = _used(target, root / STORE, ops)
-    with opened(target, root / STORE, LATER) as store, _recorded(root) as recorder:
+    with _recorded(root) as recorder, opened(target, root / STORE, LATER) as store:
         recorder.note(Done(backup(store, root / BACKUP).hash), answers=True)
     return recorder.recorded(), history
 

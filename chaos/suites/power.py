@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from unittest import mock
 
 import msgspec
 
@@ -20,14 +21,16 @@ from chaos.faults.afterwards import Afterwards, Came
 from chaos.faults.images import Image
 from chaos.faults.scenes import Scene
 from chaos.suite import Point, Session, Verdict
-from statemachine.audit import configure_for_command
+from statemachine import audit, marks
 
 COMMITS_IMAGES: Final = 3_000
 """Wanted of each scene of commits: it has many more."""
 FILES_IMAGES: Final = 300
-SCENES: Final = (*scenes.OTHERS, "each", "group", "each", "group", "durable intents", "durable intents", "each", "group",
-                 "each", "group")
+SCENES: Final = ("each", "creation", "backup", "group", "each", "compaction", "restore-store", "group",
+                 "durable intents", "durable intents", "each", "group", "each", "group")
 """The scenes of a short plan, in their order; the n-th of a kind has a workload of its own.  A worker takes whole ones."""
+SLOTS: Final = 64
+"""Slots in the files of marks that the judge's stores make: the files are new for each image, and 2 MiB take their time."""
 HANG_S: Final = 30
 """Longer than this no image takes; SIGALRM ends the child then, and is what came of it."""
 
@@ -53,6 +56,10 @@ class Power:
     witnesses = frozenset({
         afterwards.AS_TOLD, afterwards.LANDED, afterwards.ABSENT, afterwards.WHOLE, afterwards.OLD, afterwards.NEW})
 
+    def __init__(self, images_max: int = COMMITS_IMAGES) -> None:
+        """`images_max` is for a short look: of no scene more are wanted."""
+        self._images_max = images_max
+
     def unavailable(self) -> str:
         """Why LMDB's writes cannot be recorded here."""
         return libc.unavailable()
@@ -63,7 +70,7 @@ class Power:
         try:
             for plan in session.mine(plans(session.times)):
                 scene = _recorded(session, plan.kind, plan.number, root)
-                found = images.images(scene.cuts, plan.images, _seed(session, plan.kind, plan.number))
+                found = images.images(scene.cuts, min(plan.images, self._images_max), _seed(session, plan.kind, plan.number))
                 yield from _verdicts(session, scene, list(found), root)
         finally:
             shutil.rmtree(root, ignore_errors=True)
@@ -95,20 +102,30 @@ def _seed(session: Session, kind: str, number: int) -> str:
 
 
 def _recorded(session: Session, kind: str, number: int, root: Path) -> Scene:
-    configure_for_command(verbose=False)
     return scenes.record(session.target, session.seed, kind, number, root)
 
 
 def _verdicts(session: Session, scene: Scene, found: list[Image], root: Path, *, every: bool = False) -> Iterator[Verdict]:
-    judge = Afterwards(session.target, scene, root, every=every)
-
-    def work(image: Image) -> Came:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(HANG_S)
-        return judge.judge(image)
-
-    for index, came in watched.each(found, work):
+    work = _Work(Afterwards(session.target, scene, root, every=every))
+    for index, came in watched.each(found, work.judge):
         yield _verdict(scene, found[index], came)
+
+
+class _Work:
+    """What a child does; at its first image it becomes one that a hang ends, and whose stores are light."""
+
+    def __init__(self, judge: Afterwards) -> None:
+        self._judge = judge
+        self._begun = False
+
+    def judge(self, image: Image) -> Came:
+        if not self._begun:
+            self._begun = True
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            mock.patch.object(marks, "SLOTS", SLOTS).start()
+            mock.patch.object(audit.Emitter, "emit").start()  # the copy that goes to structlog
+        signal.alarm(HANG_S)
+        return self._judge.judge(image)
 
 
 def _verdict(scene: Scene, image: Image, came: Any) -> Verdict:
