@@ -97,6 +97,8 @@ class Afterwards:
         if broken or not (self._every or new or image.key % WENT_ON_WITH == 0):
             return Came(outcome, broken)
         which = MARKS[image.key // WENT_ON_WITH % len(MARKS)]
+        if new and any(self._scene.recording.marks_at(cut.at).values()):
+            which = "as at the cut"
         for left in MARKS if self._every else (which,):
             self._lay(tree, image)
             self._lay_marks(cut, image, left)

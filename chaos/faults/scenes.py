@@ -18,7 +18,7 @@ from chaos.faults.recorder import Recorder, Recording
 from chaos.history import Event, Told
 from chaos.target import Target
 from chaos.workload import BY, PRESENT_US, USERS, Client, Op, generate
-from statemachine import Store
+from statemachine import BreakerPolicy, Store
 from statemachine.store.compaction import compact
 from statemachine.store.life import backup, restore_store
 from statemachine.testing import CountingIds, ManualClock
@@ -33,6 +33,7 @@ OTHERS: Final = ("creation", "compaction", "backup", "restore-store")
 OPS: Final = 12
 FEW: Final = 2
 """Users in a scene: few, so that each has a history."""
+FAILURES: Final = BreakerPolicy().failures_max
 LATER: Final = 1_000_000
 """Ids of whoever opens a store that was used begin so much higher."""
 
@@ -96,8 +97,7 @@ def record(target: Target, seed: int, kind: str, number: int, root: Path) -> Sce
     """Record a scene in the directory `root`, which is made and removed."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    ops = [Op("measure", user) for user in USERS[:FEW]] + generate(
-        xxhash.xxh3_64_intdigest(f"{seed}/{kind}/{number}".encode()), OPS, USERS[:FEW], first=1)
+    ops = _ops(xxhash.xxh3_64_intdigest(f"{seed}/{kind}/{number}".encode()), refused=number % 2 == 1)
     try:
         if kind in COMMITS:
             recording, history = _commits(target, root, ops, COMMITS[kind]), list[Event]()
@@ -107,6 +107,15 @@ def record(target: Target, seed: int, kind: str, number: int, root: Path) -> Sce
         shutil.rmtree(root, ignore_errors=True)
     return Scene(kind, number, recording, list(recording.disk().cuts(recording.entries)), history,
                  max(op.n for op in ops) + OPS)
+
+
+def _ops(seed: int, *, refused: bool) -> list[Op]:
+    """What is done in a scene; with `refused` one user's resets fail until the breaker opens, and are refused from then on."""
+    ops = generate(seed, OPS, USERS[:FEW], first=1)
+    if refused:
+        user = USERS[seed % FEW]
+        ops[OPS // 2:OPS // 2] = [Op("raise", user)] * FAILURES + [Op("reset", user)] * 2
+    return [Op("measure", user) for user in USERS[:FEW]] + ops
 
 
 @contextmanager

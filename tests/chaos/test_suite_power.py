@@ -22,7 +22,9 @@ from chaos.suite import Session, Verdict
 from chaos.suites import power
 from chaos.suites.power import SCENES, Power
 from chaos.target import Target, load
-from statemachine.store import committer
+from statemachine.marks import DeadMarks
+from statemachine.store import committer, life, making, settle
+from statemachine.store import engine as door
 from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
 
@@ -77,6 +79,30 @@ def found(scratch: Path, promise: str) -> Verdict:
     raise AssertionError(message)
 
 
+def unsynced(path: Path, content: bytes) -> None:
+    """A file as a backup writes it, but for the sync."""
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("kind", "promise", "where", "name", "instead"), [
+    ("backup", "whole", life, "_write", unsynced),
+    ("backup", "durable", making, "fsync", lambda _: None),
+    ("restore-store", "left over", making, "leftovers", lambda _: []),
+    ("creation", "left over", making, "leftovers", lambda _: []),
+    ("creation", "durable", making, "fsync", lambda _: None),
+    ("compaction", "left over", making, "clear_anew", lambda _: None),
+    ("compaction", "durable", door, "fsync", lambda _: None),
+    ("durable intents", "settled", settle, "_settle_intents", lambda *_: 0),
+    ("each", "audited", DeadMarks, "marks", lambda _: []),
+])
+def test_what_only_one_scene_can_show(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, kind: str, promise: str, where: Any, name: str, instead: Any,
+) -> None:
+    monkeypatch.setattr(power, "SCENES", (kind,) * 3)
+    monkeypatch.setattr(where, name, instead)
+    assert found(scratch, promise).point.where[0] == kind
+
+
 @contextmanager
 def split() -> Iterator[None]:
     """The audit rows of an attempt are a commit of their own, after its effect."""
@@ -110,7 +136,8 @@ def test_a_planted_bug_is_found_and_found_again_by_its_point(scratch: Path, name
 
 def test_an_effect_without_its_row_is_found(scratch: Path) -> None:
     with split():
-        found(scratch, "effects")
+        verdict = found(scratch, "effects")
+    assert any("has no committed row" in violation for violation in verdict.violations)
 
 
 @pytest.mark.parametrize(("does", "outcome", "violation"), [

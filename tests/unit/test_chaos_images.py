@@ -136,6 +136,19 @@ def random_entries(dice: random.Random) -> list[Entry]:
 
 
 @pytest.mark.parametrize("seed", range(40))
+def test_keys_tell_images_apart_as_their_bytes_do(seed: int) -> None:
+    by_key: dict[int, tuple[int, str]] = {}
+    by_bytes: dict[tuple[int, str], int] = {}
+    for number, cut in enumerate(cuts(*random_entries(random.Random(seed)), wrote((5, "d"), size=6))):
+        for bits in range(1 << len(cut.pending)):
+            for grown in (False, True):
+                image = Image("", number, bits, 0, grown)
+                key, case = images.key_of(cut, image), (cut.answers, letters(built(cut, image)["f"]))
+                assert by_key.setdefault(key, case) == case
+                assert by_bytes.setdefault(case, key) == key
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_no_image_is_given_twice_and_none_that_could_not_be(seed: int) -> None:
     """The key tells images apart as their bytes do, and a plan that wants all finds all there are, for few sectors."""
     found = cuts(*random_entries(random.Random(seed)))
