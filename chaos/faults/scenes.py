@@ -36,6 +36,8 @@ FEW: Final = 2
 FAILURES: Final = BreakerPolicy().failures_max
 LATER: Final = 1_000_000
 """Ids of whoever opens a store that was used begin so much higher."""
+IDS_OF_A_SCENE: Final = 1_000
+"""The ids of each scene begin where those of another end, so that no image of one is an image of the other."""
 
 
 class Ids(CountingIds):
@@ -98,11 +100,13 @@ def record(target: Target, seed: int, kind: str, number: int, root: Path) -> Sce
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     ops = _ops(xxhash.xxh3_64_intdigest(f"{seed}/{kind}/{number}".encode()), refused=number % 2 == 1)
+    kinds = (*COMMITS, *OTHERS)
+    first_id = (number * len(kinds) + kinds.index(kind)) * IDS_OF_A_SCENE
     try:
         if kind in COMMITS:
-            recording, history = _commits(target, root, ops, COMMITS[kind]), list[Event]()
+            recording, history = _commits(target, root, ops, first_id, COMMITS[kind]), list[Event]()
         else:
-            recording, history = _FILES[kind](target, root, ops)
+            recording, history = _FILES[kind](target, root, ops, first_id)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return Scene(kind, number, recording, list(recording.disk().cuts(recording.entries)), history,
@@ -125,9 +129,9 @@ def _recorded(root: Path) -> Iterator[Recorder]:
         yield recorder
 
 
-def _commits(target: Target, root: Path, ops: list[Op], settings: dict[str, Any]) -> Recording:
-    opened(target, root / STORE).close()
-    with _recorded(root) as recorder, opened(target, root / STORE, 1, **settings) as store:
+def _commits(target: Target, root: Path, ops: list[Op], first_id: int, settings: dict[str, Any]) -> Recording:
+    opened(target, root / STORE, first_id).close()
+    with _recorded(root) as recorder, opened(target, root / STORE, first_id + 1, **settings) as store:
         def note(event: Event) -> None:
             recorder.note(Answer(event, store.engine.info()["last_txnid"]), answers=isinstance(event, Told))
 
@@ -137,39 +141,39 @@ def _commits(target: Target, root: Path, ops: list[Op], settings: dict[str, Any]
     return recorder.recorded()
 
 
-def _used(target: Target, path: Path, ops: list[Op]) -> list[Event]:
+def _used(target: Target, path: Path, ops: list[Op], first_id: int) -> list[Event]:
     """A store with a history, closed."""
     history: list[Event] = []
-    with opened(target, path) as store:
+    with opened(target, path, first_id) as store:
         client = Client(target, store, history.append)
         for op in ops:
             client.do(op)
     return history
 
 
-def _creation(target: Target, root: Path, _: list[Op]) -> tuple[Recording, list[Event]]:
-    with _recorded(root) as recorder, opened(target, root / STORE) as store:
+def _creation(target: Target, root: Path, _: list[Op], first_id: int) -> tuple[Recording, list[Event]]:
+    with _recorded(root) as recorder, opened(target, root / STORE, first_id) as store:
         recorder.note(Done(store.store_id), answers=True)
     return recorder.recorded(), []
 
 
-def _compaction(target: Target, root: Path, ops: list[Op]) -> tuple[Recording, list[Event]]:
-    history = _used(target, root / STORE, ops)
+def _compaction(target: Target, root: Path, ops: list[Op], first_id: int) -> tuple[Recording, list[Event]]:
+    history = _used(target, root / STORE, ops, first_id)
     with _recorded(root) as recorder:
         done = compact(root / STORE, **BY, estimator=target.estimator, clock=clock(), ids=Ids(LATER))
         recorder.note(Done(done.attempt_id), answers=True)
     return recorder.recorded(), history
 
 
-def _backup(target: Target, root: Path, ops: list[Op]) -> tuple[Recording, list[Event]]:
-    history = _used(target, root / STORE, ops)
+def _backup(target: Target, root: Path, ops: list[Op], first_id: int) -> tuple[Recording, list[Event]]:
+    history = _used(target, root / STORE, ops, first_id)
     with _recorded(root) as recorder, opened(target, root / STORE, LATER) as store:
         recorder.note(Done(backup(store, root / BACKUP).hash), answers=True)
     return recorder.recorded(), history
 
 
-def _restoring(target: Target, root: Path, ops: list[Op]) -> tuple[Recording, list[Event]]:
-    history = _used(target, root / "first", ops)
+def _restoring(target: Target, root: Path, ops: list[Op], first_id: int) -> tuple[Recording, list[Event]]:
+    history = _used(target, root / "first", ops, first_id)
     with opened(target, root / "first", LATER) as store:
         backup(store, root / BACKUP)
     shutil.rmtree(root / "first")
@@ -184,6 +188,6 @@ def restored(target: Target, root: Path, first_id: int, name: str = STORE) -> st
                          ids=Ids(first_id)).store_id
 
 
-_FILES: Final[dict[str, Callable[[Target, Path, list[Op]], tuple[Recording, list[Event]]]]] = {
+_FILES: Final[dict[str, Callable[[Target, Path, list[Op], int], tuple[Recording, list[Event]]]]] = {
     "creation": _creation, "compaction": _compaction, "backup": _backup, "restore-store": _restoring,
 }
