@@ -40,10 +40,6 @@ class Recording(NamedTuple):
         """The disk as it was at first."""
         return Disk(self.files, self.names)
 
-    def notes(self) -> list[Any]:
-        """All that was noted, in order."""
-        return [entry.what for entry in self.entries if isinstance(entry, Noted)]
-
     def marks_at(self, at: int) -> Marks:
         """What the files of marks said when so many entries had been made."""
         return self.marks[at - 1] if at else {}

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import xxhash
 
-from chaos.faults.images import Cut
+from chaos.faults.images import Cut, Noted
 from chaos.faults.recorder import Recorder, Recording
 from chaos.history import Event, Told
 from chaos.target import Target
@@ -62,12 +62,16 @@ class Answer(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A recording, the cuts in it, and the `history` of the store that was there before it began."""
+    """A recording, the cuts in it, all that was noted, and the `history` of the store that was there before it began.
+
+    `sent`: a number of measurement that no user has reached.
+    """
 
     kind: str
     number: int
     recording: Recording
     cuts: list[Cut]
+    notes: list[Any]
     history: list[Event]
     sent: int
 
@@ -78,7 +82,7 @@ class Scene(NamedTuple):
 
     def told(self, cut: Cut) -> list[Any]:
         """What had been noted when the power went."""
-        return self.recording.notes()[:cut.notes]
+        return self.notes[:cut.notes]
 
     def events(self, cut: Cut) -> list[Event]:
         """The history of the store until then."""
@@ -109,7 +113,8 @@ def record(target: Target, seed: int, kind: str, number: int, root: Path) -> Sce
             recording, history = _FILES[kind](target, root, ops, first_id)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    return Scene(kind, number, recording, list(recording.disk().cuts(recording.entries)), history,
+    notes = [entry.what for entry in recording.entries if isinstance(entry, Noted)]
+    return Scene(kind, number, recording, list(recording.disk().cuts(recording.entries)), notes, history,
                  max(op.n for op in ops) + OPS)
 
 
