@@ -115,7 +115,7 @@ class Afterwards:
         broken = self._read_only(store, cut, read)
         if told and not broken and read.store_id != told:
             broken += (f"durable: the store {told} was made, and {read.store_id} is there",)
-        return Came(WHOLE, broken or self._go_on(store, cut, image), went_on=not broken)
+        return Came(WHOLE if read.content else REFUSED, broken or self._go_on(store, cut, image), went_on=not broken)
 
     def _compaction(self, cut: Cut, image: Image) -> Came:
         store = self._root / STORE
@@ -153,7 +153,7 @@ class Afterwards:
         broken = self._read_only(store, cut, read)
         if told and not broken and read.store_id != told:
             broken += (f"durable: the store {told} was made, and {read.store_id} is there",)
-        return Came(WHOLE, broken or self._go_on(store, cut, image), went_on=not broken)
+        return Came(WHOLE if read.content else REFUSED, broken or self._go_on(store, cut, image), went_on=not broken)
 
     def _restore(self, cut: Cut, image: Image, name: str) -> tuple[str, ...]:
         """Make a store of the backup that is there, and go on with it."""
