@@ -7,11 +7,9 @@ import os
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import pytest
 
@@ -23,10 +21,8 @@ from chaos.suites import power
 from chaos.suites.power import SCENES, Power
 from chaos.target import Target, load
 from statemachine.marks import DeadMarks
-from statemachine.store import committer, life, making, settle
 from statemachine.store import engine as door
-from statemachine.store.committer import Committer
-from statemachine.store.draft import Draft
+from statemachine.store import life, making, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,27 +99,6 @@ def test_what_only_one_scene_can_show(
     assert found(scratch, promise).point.where[0] == kind
 
 
-@contextmanager
-def split() -> Iterator[None]:
-    """The audit rows of an attempt are a commit of their own, after its effect."""
-    write = Committer._write
-
-    def write_twice(self: Any, batch: list[Any]) -> None:
-        kept = [(ticket, ticket.draft.entries.copy()) for ticket in batch]
-        for ticket in batch:
-            ticket.draft.entries.clear()
-        write(self, batch)
-        for ticket, entries in kept:
-            if entries and ticket.error is None and ticket.missed is None:
-                rows = Draft(self.engine)
-                rows.entries.extend(entries)
-                rows.seal()
-                write(self, [committer._Ticket(rows)])
-
-    with mock.patch.object(Committer, "_write", write_twice):
-        yield
-
-
 @pytest.mark.parametrize("name", [name for name, planted in PLANTED.items() if planted.suite == "power"])
 def test_a_planted_bug_is_found_and_found_again_by_its_point(scratch: Path, name: str) -> None:
     planted = PLANTED[name]
@@ -135,7 +110,7 @@ def test_a_planted_bug_is_found_and_found_again_by_its_point(scratch: Path, name
 
 
 def test_an_effect_without_its_row_is_found(scratch: Path) -> None:
-    with split():
+    with PLANTED["split transaction"].plant():
         verdict = found(scratch, "effects")
     assert any("has no committed row" in violation for violation in verdict.violations)
 
