@@ -55,6 +55,11 @@ def judge(target: Target, events: Iterable[Event], store: Store, *, marks_lost: 
         found = look(target, store)
     except ResetError as error:
         return (f"readable: {error.kind}: {error}",)
+    return weigh(events, found, marks_lost=marks_lost)
+
+
+def weigh(events: Iterable[Event], found: Found, *, marks_lost: bool = False) -> tuple[str, ...]:
+    """As `judge`, of a store that was read before."""
     oracle = Oracle(events)
     broken = [f"{promise.__name__}: {what}" for promise in PROMISES for what in promise(oracle, found)]
     if not marks_lost:

@@ -7,7 +7,7 @@ after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
@@ -102,6 +102,37 @@ def _ended_by_all() -> AbstractContextManager[object]:
     return mock.patch.object(ResetTransaction, "__init__", begin_without)
 
 
+def _unsynced(self: Any, map_bytes: int) -> Any:
+    self._settings["sync"] = False
+    return _OPEN(self, map_bytes)
+
+
+_OPEN: Final = Engine._open  # noqa: SLF001 - the bug is in there
+
+
+@contextmanager
+def _late(kind: str, early: Callable[[bytes], bytes | None]) -> Iterator[None]:
+    """Records of a kind are what `early` makes of them at first, and whole by a second transaction."""
+    put_all, write = committer._put_all, Committer._write  # noqa: SLF001
+    late = dict[bytes, bytes]()
+
+    def put_early(txn: Any, puts: dict[bytes, bytes | None]) -> None:
+        there = {key: value for key, value in puts.items() if value is not None and keys.kind_of(key) == kind}
+        late.update(there)
+        put_all(txn, {**{k: v for k, v in puts.items() if k not in there}, **{k: early(v) for k, v in there.items()}})
+
+    def write_twice(self: Any, batch: list[Any]) -> None:
+        late.clear()
+        write(self, batch)
+        with self.engine.turn():
+            self.engine.update(lambda put: [put(key, value) for key, value in late.items()])
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(committer, "_put_all", put_early))
+        stack.enter_context(mock.patch.object(Committer, "_write", write_twice))
+        yield
+
+
 PLANTED: Final[dict[str, Planted]] = {
     "error swallowed": Planted("a commit that failed is told as made", "durable", "calls",
                                lambda: mock.patch.object(Committer, "_settle_failed", _swallowing)),
@@ -119,4 +150,12 @@ PLANTED: Final[dict[str, Planted]] = {
                               _any_generation),
     "ended by all": Planted("threads that end one attempt do not wait for each other", "one_outcome", "interleavings",
                             _ended_by_all),
+    "no fsync": Planted("commits are told as durable and never synced", "durable", "power",
+                        lambda: mock.patch.object(Engine, "_open", _unsynced)),
+    "torn version": Planted("a version is written in two halves, each by a commit of its own", "readable", "power",
+                            lambda: _late("version", lambda value: value[:len(value) // 2])),
+    "head written later": Planted("the head is written by a commit of its own, after its version", "progress", "power",
+                                  lambda: _late("head", lambda _: None)),
+    "directory not synced": Planted("the names of a new store, backup or file are never synced", "durable", "power",
+                                    lambda: mock.patch.object(making, "fsync")),
 }

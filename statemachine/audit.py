@@ -11,6 +11,7 @@ the command does, by `configure_for_command`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import sys
@@ -235,7 +236,8 @@ class Emitter:
     """Copies committed rows to structlog from one daemon thread; `dropped` counts what a slow or failing sink lost."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | Note | threading.Event] = queue.Queue(EVENTS_QUEUED_MAX)
+        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | Note | threading.Event | None] = queue.Queue(
+            EVENTS_QUEUED_MAX)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._early: deque[Row] = deque(maxlen=EARLY_ROWS_MAX)
@@ -265,11 +267,23 @@ class Emitter:
             listener.offer(self._early.popleft())
 
     def close(self, timeout_s: float = FLUSH_S_MAX) -> None:
-        """Close the listeners, each within its own bound, then `flush`."""
+        """Close the listeners, each within its own bound, then `flush`, and end the thread: once a stuck sink lets it go."""
         listeners, self.listeners = self.listeners, ()
         for listener in listeners:
             listener.close()
         self.flush(timeout_s)
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            running, self._thread = self._thread is not None, None
+        while running:
+            try:
+                self._queue.put_nowait(None)
+                running = False
+            except queue.Full:  # the sink is stuck, and its last events give way
+                with contextlib.suppress(queue.Empty):
+                    self.dropped += not isinstance(self._queue.get_nowait(), threading.Event)
 
     def _put(self, item: tuple[Row, dict[str, Any] | None] | Note) -> None:
         try:
@@ -301,6 +315,8 @@ class Emitter:
         logger = structlog.get_logger("resetguard")
         while True:
             item = self._queue.get()
+            if item is None:
+                return
             if isinstance(item, threading.Event):
                 item.set()
                 continue

@@ -248,14 +248,17 @@ def _whole(descriptor: int) -> tuple[list[Mark], list[int]]:
     """The whole marks of a file by slot, and the slots of a right checksum that hold no mark as this program knows it."""
     found, unread = [], []
     data = os.pread(descriptor, SLOT_BYTES * SLOTS, 0)
-    for start in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
-        state, length, checksum = _SLOT.unpack_from(data, start)
+    for slot, state in enumerate(data[:len(data) // SLOT_BYTES * SLOT_BYTES:SLOT_BYTES]):
+        if state == FREE:  # nearly all of them: nothing else of them is looked at
+            continue
+        start = slot * SLOT_BYTES
+        _, length, checksum = _SLOT.unpack_from(data, start)
         content = data[start + _SLOT.size:start + _SLOT.size + length]
-        if state == FREE or zlib.crc32(content) != checksum:
+        if zlib.crc32(content) != checksum:
             continue
         mark = _decoded(content)
         if mark is None:
-            unread.append(start // SLOT_BYTES)
+            unread.append(slot)
             continue
         found.append(msgspec.structs.replace(mark, state=state))
     return found, unread

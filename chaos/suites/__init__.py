@@ -7,8 +7,10 @@ from typing import Final
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
 from chaos.suites.interleavings import Interleavings
+from chaos.suites.power import Power
 
 SUITES: Final[Suites] = {
     Calls.name: Calls,
     Interleavings.name: Interleavings,
+    Power.name: Power,
 }

@@ -43,16 +43,18 @@ def file_system(path: Path) -> str | None:
         lines = mount_table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
-    real = Path(os.path.realpath(path))
+    real = os.path.realpath(path)
     best, kind = -1, None
-    for line in lines:
+    for line in lines:  # each opening of a store comes here: strings, which are ten times as fast as paths
         before, _, after = line.partition(" - ")
-        fields, tail = before.split(" "), after.split(" ")
+        fields, tail = before.split(" ", 5), after.split(" ", 1)
         if len(fields) < 5 or not tail[0]:  # noqa: PLR2004 - the fifth field is the mount point
             continue
-        point = Path(_ESCAPE.sub(lambda m: chr(int(m[1], 8)), fields[4]))
-        if len(point.parts) >= best and real.is_relative_to(point):
-            best, kind = len(point.parts), tail[0]
+        point = fields[4]
+        if "\\" in point:
+            point = _ESCAPE.sub(lambda m: chr(int(m[1], 8)), point)
+        if len(point) >= best and (real == point or real.startswith(f"{point.rstrip('/')}/")):
+            best, kind = len(point), tail[0]
     return kind
 
 

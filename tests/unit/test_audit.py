@@ -379,6 +379,29 @@ def test_an_emitter_without_events_has_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_a_store_that_is_closed_keeps_no_thread(tmp_path: Path) -> None:
+    """Also one whose sink is stuck, with a full queue, once the sink lets go."""
+    threads, let_go = [t for t in threading.enumerate() if t.name == "resetguard-events"], threading.Event()
+
+    def stuck(_logger: Any, _name: str, _event: Any) -> Any:
+        let_go.wait(10)
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[stuck])
+    store, manager = opened(tmp_path / "store")
+    filled(store, manager)
+    row = next(store.audit())
+    for _ in range(EVENTS_QUEUED_MAX + 1):
+        store.emitter.emit(row, None)
+    store.emitter.close(0.01)
+    let_go.set()
+    store.close()
+    until = time.monotonic() + 10
+    while [t for t in threading.enumerate() if t.name == "resetguard-events"] != threads:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 def test_the_command_s_events_are_json_lines_on_standard_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verbose: bool,
