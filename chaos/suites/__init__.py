@@ -6,7 +6,13 @@ from typing import Final
 
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
+from chaos.suites.estimator import Estimators
+from chaos.suites.media import Media
+from chaos.suites.resources import Resources
 
 SUITES: Final[Suites] = {
     Calls.name: Calls,
+    Resources.name: Resources,
+    Media.name: Media,
+    Estimators.name: Estimators,
 }
