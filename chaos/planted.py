@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from statemachine.store import committer, keys, making
+from statemachine import Store, codec
+from statemachine.store import committer, identities, keys, making
 from statemachine.store.breakers import Breakers
 from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
@@ -133,6 +134,36 @@ def _late(kind: str, early: Callable[[bytes], bytes | None]) -> Iterator[None]:
         yield
 
 
+def _forgetting() -> AbstractContextManager[object]:
+    commit = Committer.commit
+
+    def forget(self: Any, draft: Any) -> Any:
+        draft.entries[:] = [entry for entry in draft.entries if entry.public.outcome != "rolled_back"]
+        return commit(self, draft)
+
+    return mock.patch.object(Committer, "commit", forget)
+
+
+def _trusting() -> AbstractContextManager[object]:
+    unseal = codec.unseal
+
+    def trust(key: bytes, record: bytes) -> bytes:
+        head, content = record[:8], record[16:]
+        right = codec._checksum(key + head + content)  # noqa: SLF001 - the bug is in there
+        return unseal(key, head + right.to_bytes(8, "little") + content if len(record) >= 16 else record)
+
+    return mock.patch.object(codec, "unseal", trust)
+
+
+def _unchained() -> AbstractContextManager[object]:
+    verify = Store.verify_audit
+
+    def wave_through(self: Any, against: str | None = None) -> Any:
+        return verify(self, against)._replace(bad_seq=None, problem="")
+
+    return mock.patch.object(Store, "verify_audit", wave_through)
+
+
 PLANTED: Final[dict[str, Planted]] = {
     "error swallowed": Planted("a commit that failed is told as made", "durable", "calls",
                                lambda: mock.patch.object(Committer, "_settle_failed", _swallowing)),
@@ -158,4 +189,11 @@ PLANTED: Final[dict[str, Planted]] = {
                                   lambda: _late("head", lambda _: None)),
     "directory not synced": Planted("the names of a new store, backup or file are never synced", "durable", "power",
                                     lambda: mock.patch.object(making, "fsync")),
+    "forgotten audit": Planted("an attempt that is rolled back leaves no row", "one outcome", "estimator", _forgetting),
+    "validation skipped": Planted("no rule is asked about what a mutation returns", "valid", "estimator",
+                                  lambda: mock.patch.object(ResetTransaction, "_validate")),
+    "checksum not checked": Planted("the bytes of a record are believed", "true", "media", _trusting),
+    "chain not checked": Planted("the rows of the audit log are not held against each other", "named", "media", _unchained),
+    "lost quarantine": Planted("a measurement that is kept aside is not kept", "conserved", "resources",
+                               lambda: mock.patch.object(identities, "keep_aside")),
 }

@@ -124,7 +124,23 @@ def plain(text: object) -> str:
     return str(text)[:TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
 
 
-_encode = msgspec.json.Encoder().encode
+def said(error: BaseException) -> str:
+    """The kind and the text of an error from user code, as `plain`; there are some whose text cannot be had."""
+    try:
+        return plain(f"{type(error).__name__}: {error}")
+    except Exception:  # noqa: BLE001 - whatever its __str__ raises
+        return f"{type(error).__name__}, whose text cannot be had"
+
+
+def _plain_value(value: object) -> object:
+    """What an estimator or a caller of another library gives, as JSON has it: a number of numpy's is a number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return plain(value)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain_value).encode
 _decode_public = msgspec.json.Decoder(Public).decode
 _decode_personal = msgspec.json.Decoder(Personal).decode
 

@@ -134,7 +134,7 @@ def shadowed(  # noqa: PLR0913 - the parts of one attempt
         carry_out(tx)
         would, error = "committed", ""
     except Exception as raised:  # noqa: BLE001 - a shadow harms nothing, whatever happens in it
-        would, error = _would(raised), audit.plain(f"{type(raised).__name__}: {raised}")
+        would, error = _would(raised), audit.said(raised)
         if tx.phase is not Phase.ROLLEDBACK:
             tx.roll_back(raised)
     except BaseException as raised:

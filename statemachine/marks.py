@@ -26,6 +26,8 @@ SLOTS: Final = 2048
 TEXT_BYTES_MAX: Final = 90
 ATTEMPT_BYTES: Final = 16
 ASIDE: Final = ".unread"
+OWNER_MAX: Final = 2**64 - 1
+OWNER_DIGITS_MAX: Final = len(str(OWNER_MAX))
 CUT: Final = ("kind", "suspect", "trigger", "reason", "actor", "error")
 _SLOT: Final = struct.Struct("<BxHI")
 
@@ -230,6 +232,28 @@ class DeadMarks:
     def leave(self) -> None:
         """Let go of it unsettled."""
         os.close(self._descriptor)
+
+
+def files(owners: Path) -> list[tuple[int, Path]]:
+    """The files of marks in the directory of a store's owners, each with its owner's number, in the order of their names.
+
+    What else lies there is somebody else's and is passed over: it stops nobody.  Raises StoreUnavailable where the directory
+    cannot be read.
+    """
+    try:
+        return [(number, path) for path in sorted(owners.iterdir(), key=lambda p: p.name)
+                if (number := _owner(path.name)) is not None and path.is_file()]
+    except OSError as error:
+        message = f"the files of marks in {owners} cannot be read: {error}; it must be a directory of this store alone"
+        raise StoreUnavailable(message) from error
+
+
+def _owner(name: str) -> int | None:
+    """The owner of a file of that name, written as a store writes it; None for any other name."""
+    if not (name.isascii() and name.isdigit() and len(name) <= OWNER_DIGITS_MAX and name[0] != "0"):
+        return None
+    number = int(name)
+    return number if number <= OWNER_MAX else None
 
 
 def under_way(path: Path) -> list[Mark]:

@@ -37,7 +37,7 @@ from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
 from statemachine.store import Store, identities, intents, keys, log
-from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key, record
+from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key, encoded, record
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
 
@@ -314,7 +314,7 @@ class ResetTransaction:
             try:
                 candidate = mutation(self.state)
             except Exception as error:
-                message = f"operation {name!r} on {self.user!r} raised {type(error).__name__}: {error}"
+                message = f"operation {name!r} on {self.user!r} raised {audit.said(error)}"
                 raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id) from error
             self._validate(name, candidate, self._known())
             ok = True
@@ -335,6 +335,11 @@ class ResetTransaction:
             self.violations = violations
             message = f"operation {name!r} on {self.user!r} made an invalid state: " + "; ".join(map(str, violations[:3]))
             raise ResetValidationError(message, operation=name, violations=violations, user=self.user, attempt_id=self.attempt_id)
+        try:
+            encoded(self._store.estimator.encode, candidate)
+        except ContractBroken as error:
+            message = f"operation {name!r} on {self.user!r} returned {error}"
+            raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id) from error
 
     def _known(self) -> Any:
         """The newest candidate, which has passed the rules in force; the before-image may have passed older ones."""
@@ -521,7 +526,7 @@ class ResetTransaction:
 
     def _end(self, outcome: str, result: breaker.Result, error: BaseException | None) -> ResetResult:
         self._guard.fire("roll_back")
-        text = "" if error is None else audit.plain(f"{type(error).__name__}: {error}")
+        text = "" if error is None else audit.said(error)
         if self.attempt.dry_run:
             return self._finished(outcome, None, None, text)
         entry = self._entry(f"reset.{outcome}", outcome, Phase.ROLLEDBACK, error=text)
@@ -549,7 +554,7 @@ class ResetTransaction:
         """The outcome could not be written now: the mark says it, and the next commit or opening writes it."""
         slot, self._slot = self._slot, None  # from now on it is the committer's to release
         if slot is not None:
-            text = audit.plain(f"{type(error).__name__}: {error}")
+            text = audit.said(error)
             self._store.marks.write(slot, self._mark(ENDED, event, outcome, text))
 
     def _dropped(self) -> None:

@@ -6,11 +6,17 @@ from typing import Final
 
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
+from chaos.suites.estimator import Estimators
 from chaos.suites.interleavings import Interleavings
+from chaos.suites.media import Media
 from chaos.suites.power import Power
+from chaos.suites.resources import Resources
 
 SUITES: Final[Suites] = {
     Calls.name: Calls,
     Interleavings.name: Interleavings,
     Power.name: Power,
+    Resources.name: Resources,
+    Media.name: Media,
+    Estimators.name: Estimators,
 }

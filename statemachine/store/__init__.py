@@ -160,6 +160,7 @@ class Store:
         )
         try:
             engine.lengthen()
+            pages.check_way(engine, keys.META)
             if not readonly:
                 making.clear_anew(directory)  # nobody is making the file anew while this is open
             meta = checked_meta(engine, estimator)
@@ -184,14 +185,14 @@ class Store:
             owner = meta.owners + 1
             after = codec.seal(keys.META, codec.pack(msgspec.structs.replace(meta, owners=owner)))
             path = self.path / door.OWNERS / str(owner)
-            left = DeadMarks.take(path)  # a process that died between making the file and registering
-            if left is not None:
-                left.remove()
             try:
+                left = DeadMarks.take(path)  # a process that died between making the file and registering
+                if left is not None:
+                    left.remove()
                 path.parent.mkdir(mode=0o700, exist_ok=True)  # a backup may hold the data alone
                 marks = Marks(path)
             except OSError as error:
-                message = f"the file of marks {path} cannot be made: {error}"
+                message = f"the file of marks {path} cannot be made: {error}; see what lies there, and whether there is room"
                 raise (StoreFull if error.errno in door.FULL else StoreUnavailable)(message) from error
 
             def registered(put: Callable[[bytes, bytes], object]) -> None:
@@ -543,7 +544,8 @@ def checked_meta(engine: Engine, estimator: Estimator) -> Meta:
     """What the store is; raises StoreForeign unless it is one of ours, of a schema and of states that are known here."""
     stored = engine.get(keys.META)
     if stored is None:
-        message = f"{engine.path} is an LMDB environment, but no resetguard store"
+        message = (f"{engine.path} is an LMDB environment, but no resetguard store; give another directory, or, if it was one, "
+                   "restore it from a backup")
         raise StoreForeign(message)
     schema = codec.schema_of(stored)
     if schema is not None and schema > codec.SCHEMA and codec.is_sound(keys.META, stored):

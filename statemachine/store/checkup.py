@@ -16,7 +16,7 @@ from statemachine.store import keys, pages
 from statemachine.store.careful import Finding, StoreWide
 from statemachine.store.committer import audit_tail
 from statemachine.store.engine import rows_of
-from statemachine.store.pieces import DATA_FILE, PIECE_ROWS, PIECES_MAX, Crew, Piece, cut, unread
+from statemachine.store.pieces import DATA_FILE, PIECE_ROWS, PIECES_MAX, Crew, Piece, astray, cut, unread
 from statemachine.store.sieve import STRETCHES, Log, Segment, Tally
 from statemachine.store.verification import without
 
@@ -59,7 +59,8 @@ class Checkup:
         Where a page would end the process that reads it, this is the one finding, and no record is looked at.
         """
         try:
-            pages.check(self._engine)
+            for problem in pages.check(self._engine):
+                yield astray(problem)
         except ResetError as error:
             yield unread(f"no record was looked at: {error}")
             return

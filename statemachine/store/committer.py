@@ -39,6 +39,8 @@ from statemachine.store.draft import Draft, MissReason
 from statemachine.store.engine import FULL, Engine, translated
 
 CHAIN_BYTES: Final = 40
+PAGE_LOST: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError)
+"""What LMDB says of a page that is not what it should be."""
 _MISSED: Final[dict[MissReason, str]] = {
     "conflict": "another attempt changed this user in the meantime; read the head again",
     "breaker": "the circuit breaker changed while the attempt ran",
@@ -142,10 +144,11 @@ class Committer:
         committing = False
         try:
             with self.engine.turn():
+                lost = self._unreadable()
                 while True:
                     txn = self.engine.write()
                     try:
-                        ended = self._fill(txn, batch)
+                        ended = self._fill(txn, batch, lost)
                         committing = True
                         txn.commit()
                         break
@@ -158,9 +161,36 @@ class Committer:
                         raise
             self._finish(batch, ended)
         except BaseException as error:  # noqa: BLE001 - whatever it is, every draft in the batch needs its answer
-            self._settle_failed(batch, error, committing=committing)
+            if len(batch) > 1 and not committing and isinstance(error, PAGE_LOST):
+                self._give_up_turn(batch[1:])  # a page that cannot be read is the trouble of whose it is alone (INV-11)
+                self._write(batch[:1])
+            else:
+                self._settle_failed(batch, error, committing=committing)
 
-    def _fill(self, txn: lmdb.Transaction[bytes], batch: list[_Ticket]) -> dict[int, Row | None]:
+    def _unreadable(self) -> frozenset[str]:
+        """The users of marks that are to be written now whose pages cannot be read: they are no reason to stop all commits.
+
+        Asked before the transaction: LMDB refuses the whole of one that has come to such a page.
+        """
+        lost = set()
+        for user in {mark.user for mark in self.marks.ended().values()}:
+            key = user_key(user)
+            try:
+                for at in (keys.audit_of(key, keys.VERSION_MAX), keys.breaker(key)):
+                    self.engine.get(at)
+            except StoreCorrupt:
+                lost.add(user)
+        return frozenset(lost)
+
+    def _give_up_turn(self, tickets: list[_Ticket]) -> None:
+        with self._queue_guard:
+            self._queue = tickets + self._queue
+            for ticket in tickets:
+                ticket.taken = False
+
+    def _fill(
+        self, txn: lmdb.Transaction[bytes], batch: list[_Ticket], lost: frozenset[str] = frozenset(),
+    ) -> dict[int, Row | None]:
         own = txn.get(keys.owner(self.owner))
         if own is None:
             message = f"owner {self.owner} of {self.engine.path} was fenced by another process; open the store again"
@@ -194,8 +224,9 @@ class Committer:
         for slot, mark in self.marks.ended().items():
             ended[slot] = None
             if txn.get(keys.attempt(mark.attempt_id)) is None:
-                ended[slot] = chain.append(mark.entry())
-                _give_back(txn, mark)
+                ended[slot] = chain.append(mark.entry(), under_user=mark.user not in lost)
+                if mark.user not in lost:
+                    _give_back(txn, mark)
         chain.close()
         key = keys.owner(self.owner)
         if txn.get(key) is not None:  # a draft that closes the store has removed it
@@ -232,10 +263,7 @@ class Committer:
                 own.error = self._in_doubt(own, error)
             return
         if known and not isinstance(error, Exception):  # the interrupt was meant for this thread alone
-            with self._queue_guard:
-                self._queue = others + self._queue
-                for ticket in others:
-                    ticket.taken = False
+            self._give_up_turn(others)
             batch = [own]
         for ticket in batch:
             ticket.error = self._answer(error) if known else self._in_doubt(ticket, error)
@@ -314,8 +342,8 @@ def _put_all(txn: lmdb.Transaction[bytes], puts: dict[bytes, bytes | None]) -> N
             value = puts[key]
             if value is not None:
                 put(key, value)
-            elif cursor.set_key(key):
-                cursor.delete()
+            else:
+                txn.delete(key)  # a cursor's would read the next record too, whose page may be another user's and damaged
 
 
 def _put_changed(txn: lmdb.Transaction[bytes], breakers: Breakers) -> None:
@@ -370,8 +398,8 @@ class _Chain:
         self._hash = tail[8:CHAIN_BYTES]
         self._appended = False
 
-    def append(self, entry: Entry) -> Row:
-        """Write one row and what finds it again."""
+    def append(self, entry: Entry, *, under_user: bool = True) -> Row:
+        """Write one row and what finds it again, also by its user."""
         committer, txn = self._committer, self._txn
         self._seq += 1
         public = msgspec.structs.replace(
@@ -388,7 +416,7 @@ class _Chain:
         if public.attempt_id:
             txn.put(keys.attempt(public.attempt_id), seq)
             txn.delete(keys.intent(public.attempt_id))
-        if entry.personal.user:
+        if entry.personal.user and under_user:
             txn.put(keys.audit_of(user_key(entry.personal.user), self._seq), b"")
         row = Row(public, entry.personal, self._hash, digest)
         self._hash = digest

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from statemachine import codec
+from statemachine import audit, codec
 from statemachine.audit import Entry
 from statemachine.breaker import (
     CLOSED,
@@ -28,7 +28,7 @@ from statemachine.breaker import (
     settle_global,
     spent,
 )
-from statemachine.errors import StoreCorrupt, StoreForeign
+from statemachine.errors import ContractBroken, StoreCorrupt, StoreForeign
 from statemachine.store import keys
 from statemachine.store.engine import Engine, rows_of
 from statemachine.store.records import ACCEPTED, Aside, Head, Identity, Pin
@@ -147,7 +147,7 @@ class Draft:
     def seal(self) -> None:
         """Encode what was left for the end; the draft may be committed after it."""
         for key, (head, encode, state) in self._heads.items():
-            self.put(key, codec.pack(msgspec.structs.replace(head, state=encode(state))))
+            self.put(key, codec.pack(msgspec.structs.replace(head, state=encoded(encode, state))))
         self._heads.clear()
 
     def get(self, key: bytes) -> bytes | None:
@@ -305,3 +305,16 @@ def _decoded(kind: type[T], key: bytes, value: bytes) -> T:
 def record(kind: type[T], key: bytes, value: bytes | None) -> T | None:
     """The record of `kind` in a stored value, None where nothing is stored; raises StoreCorrupt."""
     return None if value is None else _decoded(kind, key, value)
+
+
+def encoded(encode: Callable[[Any], bytes], state: Any) -> bytes:
+    """The state as bytes; raises ContractBroken where the estimator gives none, or what nobody could read back."""
+    try:
+        data = encode(state)
+    except Exception as error:
+        message = f"a state that the estimator cannot encode ({audit.said(error)})"
+        raise ContractBroken(message) from error
+    if type(data) is not bytes:
+        message = f"a state that the estimator encodes as {type(data).__name__}, not as bytes"
+        raise ContractBroken(message)
+    return data

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from statemachine import audit
 from statemachine.clock import begun_us
 from statemachine.errors import InvalidInput
-from statemachine.marks import DeadMarks, under_way
+from statemachine.marks import DeadMarks, files, under_way
 from statemachine.store import engine as door
 from statemachine.store import keys, presence
 from statemachine.store.settle import settle_dead
@@ -39,9 +39,8 @@ def owners(store: Store) -> list[Owner]:
     """Every owner that is not settled, by number; a stopped process is alive.  A fenced one is there while it holds its lock."""
     directory = store.path / door.OWNERS
     known = {int.from_bytes(key[len(keys.OWNER):], "big") for key, _ in store.engine.scan(keys.OWNER, keys.after(keys.OWNER))}
-    files = {int(path.name) for path in directory.iterdir() if path.name.isdecimal()}
     found = []
-    for number in sorted(known | files):
+    for number in sorted(known.union(owner for owner, _ in files(directory))):
         own = number == store.committer.owner
         path = directory / str(number)
         with store.engine.turn():  # whoever makes such a file locks it within its own turn

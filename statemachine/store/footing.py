@@ -7,6 +7,7 @@ anew by the next opener admits two writers, each with a table of its own, and th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING, Final
@@ -19,28 +20,45 @@ if TYPE_CHECKING:
 LOCK: Final = "lock.mdb"
 LOCK_BYTES_MIN: Final = 8192
 """The smallest table of readers that any LMDB makes; into a shorter one that others have mapped, it writes out of bounds."""
+LOCK_BYTES: Final = 65_664
+"""The table for as many readers as an opening asks for."""
+CANNOT_ALLOCATE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What a file system answers that gives no blocks before they are written."""
 _REMEDY: Final = "stop every process that has the store open, then start them again"
 
 
 def check_lock(path: Path) -> None:
     """Raise StoreUnavailable where the lock file was cut short while others have it open; call before LMDB opens it.
 
-    Where nobody has it open, LMDB makes it anew.  Never call it in a process that has the store open: closing any
-    descriptor of the file would drop LMDB's own locks on it.
+    Where nobody has it open, LMDB makes it anew.  It maps the file and writes into it, and a disk that has no block for that
+    would kill the process (SIGBUS): so the blocks are taken here, with OSError where there are none.  Never call it in a process
+    that has the store open: closing any descriptor of the file would drop LMDB's own locks on it.
     """
     try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # there is none yet, or none that can be written: LMDB says so itself
+        descriptor = os.open(path / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # there is none that can be written: LMDB says so itself
         return
     try:
         size = os.fstat(descriptor).st_size
-        if size < LOCK_BYTES_MIN:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-    except OSError as error:
-        message = f"{path / LOCK} was cut short to {size} bytes while another process has the store open; {_REMEDY}"
-        raise StoreUnavailable(message) from error
+        try:
+            if size < LOCK_BYTES_MIN:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError as error:
+            message = f"{path / LOCK} was cut short to {size} bytes while another process has the store open; {_REMEDY}"
+            raise StoreUnavailable(message) from error
+        _take_blocks(descriptor, size if size >= LOCK_BYTES_MIN else LOCK_BYTES)
     finally:
         os.close(descriptor)
+
+
+def _take_blocks(descriptor: int, size: int) -> None:
+    if os.fstat(descriptor).st_blocks * 512 >= size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in CANNOT_ALLOCATE:
+            raise
 
 
 class Footing:

@@ -17,7 +17,7 @@ from statemachine.errors import StoreCorrupt, StoreForeign, VersionPruned
 from statemachine.estimator import Estimator
 from statemachine.state import Reading
 from statemachine.store import keys
-from statemachine.store.draft import Draft
+from statemachine.store.draft import Draft, encoded
 from statemachine.store.records import Head, Image, Probation
 
 KEYFRAME_VERSIONS: Final = 32
@@ -54,7 +54,7 @@ def append(  # noqa: PLR0913 - the log's one door
     if step and version % KEYFRAME_VERSIONS:
         draft.put(key, step)
     else:
-        image = Image(estimator.encode(new.state), estimator.kernel, new.author, new.kind, new.at_us, new.admitted, step)
+        image = Image(encoded(estimator.encode, new.state), estimator.kernel, new.author, new.kind, new.at_us, new.admitted, step)
         draft.put(key, bytes((codec.IMAGE,)) + codec.pack(image))
         images = (*images, version)
         if version - first >= versions_max:
@@ -95,7 +95,7 @@ def _prune(draft: Draft, estimator: Estimator, user: bytes, first: int, keep: in
         if _image(content) is None:
             state = fold(draft.get, estimator, user, keep)
             at_us = estimator.at_us(state)
-            image = Image(estimator.encode(state), estimator.kernel, "", "measurement", at_us, (), content)
+            image = Image(encoded(estimator.encode, state), estimator.kernel, "", "measurement", at_us, (), content)
             draft.put(key, bytes((codec.IMAGE,)) + codec.pack(image))
     except StoreCorrupt:
         return first  # nothing is dropped while the log has damage that only older versions can mend

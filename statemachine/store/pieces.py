@@ -123,6 +123,12 @@ def unread(problem: str) -> Finding:
     return Finding("records", "error", DATA_FILE, problem, "restore the store from a backup")
 
 
+def astray(problem: str) -> Finding:
+    """The finding for pages that can be read, and lead astray."""
+    return Finding("records", "error", DATA_FILE, problem,
+                   "stop what writes the store and restore it from a backup; `resetguard compact` keeps what can be read")
+
+
 def _users(engine: Engine, estimator: Estimator, piece: Piece, result: Result) -> None:
     check = getattr(estimator, "check", estimator.decode)
     at: bytes = piece.start

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from statemachine.audit import Entry, Personal, Public
 from statemachine.breaker import BreakerPolicy, Now
 from statemachine.errors import ConflictError
-from statemachine.marks import ASIDE, ENDED, RUNNING, DeadMarks
+from statemachine.marks import ASIDE, ENDED, RUNNING, DeadMarks, files
 from statemachine.state import user_key
 from statemachine.store import intents, keys
 from statemachine.store.draft import BreakerEvent, Draft
@@ -30,8 +30,8 @@ def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path
     Idempotent: a crash in the middle leaves the file, and what was written already is found by its attempt id.
     """
     interrupted = 0
-    for path in sorted(owners.iterdir(), key=lambda p: p.name):
-        if not path.name.isdigit() or int(path.name) == committer.owner:
+    for owner, path in files(owners):
+        if owner == committer.owner:
             continue
         with engine.turn():  # whoever makes such a file locks it within its own turn
             dead = DeadMarks.take(path)
@@ -43,8 +43,8 @@ def settle_dead(engine: Engine, committer: Committer, clock: Clock, owners: Path
                 interrupted += _settle(draft, mark, clock)
             if dead.unread:
                 draft.entries.append(_set_aside(dead, committer, clock))
-            if engine.get(keys.owner(int(path.name))) is not None:
-                draft.delete(keys.owner(int(path.name)))
+            if engine.get(keys.owner(owner)) is not None:
+                draft.delete(keys.owner(owner))
             if draft:
                 committer.commit(draft)
         except BaseException:

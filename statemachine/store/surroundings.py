@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from statemachine.clock import US_PER_DAY
 from statemachine.errors import ResetError, StoreUnavailable
-from statemachine.marks import ASIDE, DeadMarks
+from statemachine.marks import ASIDE, DeadMarks, files
 from statemachine.store import engine as door
 from statemachine.store import making
 from statemachine.store.careful import Finding
@@ -70,8 +70,8 @@ def refuse_network(path: Path) -> None:
 def dead_owners(store: Store) -> Iterator[tuple[str, int]]:
     """The owners that are gone with attempts that nobody has settled, and how many; changes nothing, raises StoreBusy."""
     own = None if store.readonly else store.committer.owner
-    for path in _owners(store):
-        if not path.name.isdigit() or int(path.name) == own:
+    for number, path in [] if not _owners(store) else files(store.path / door.OWNERS):
+        if number == own:
             continue
         with store.engine.stillness():  # whoever makes such a file locks it within its own turn
             dead = DeadMarks.take(path)
