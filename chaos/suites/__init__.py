@@ -6,7 +6,9 @@ from typing import Final
 
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
+from chaos.suites.interrupts import Interrupts
 
 SUITES: Final[Suites] = {
     Calls.name: Calls,
+    Interrupts.name: Interrupts,
 }
