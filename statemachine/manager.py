@@ -416,7 +416,8 @@ class ResetManager:
         evidence = (*situation.run, incoming.reading)[decision.run_from:]
         since_us = self.store.estimator.at_us(situation.pin) if decision.start == "pin" else evidence[0].at_us - 1
         members = [(key, kept) for key, kept in draft.identities(user, since_us) if identities.is_evidence(kept)]
-        members = sorted([*members, own])
+        # Another process may have taken the same one in since: then the commit is refused, and it is taken anew.
+        members = sorted([*(member for member in members if member[0] != incoming.key), own])
         if decision.start == "pin":
             return Plan(None, situation.pin, tuple(members), evidence)
         first = next(i for i, (_, kept) in enumerate(members) if kept.disposition == HELD)
