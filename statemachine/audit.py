@@ -26,7 +26,7 @@ from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.validation import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
 GENESIS: Final = bytes(32)
 EVENTS_QUEUED_MAX: Final = 10_000
@@ -235,7 +235,8 @@ class Emitter:
     """Copies committed rows to structlog from one daemon thread; `dropped` counts what a slow or failing sink lost."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | Note | threading.Event] = queue.Queue(EVENTS_QUEUED_MAX)
+        # Not `Queue`: an interrupt in its `put` can leave its lock taken for ever.  This one's is made whole by C.
+        self._queue: queue.SimpleQueue[tuple[Row, dict[str, Any] | None] | Note | Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._early: deque[Row] = deque(maxlen=EARLY_ROWS_MAX)
@@ -275,20 +276,22 @@ class Emitter:
         try:
             if self._thread is None:
                 self._start()
-            self._queue.put_nowait(item)
-        except (queue.Full, RuntimeError):  # RuntimeError: no more threads, as when the interpreter is ending
+        except RuntimeError:  # no more threads, as when the interpreter is ending
+            self.dropped += 1
+            return
+        if self._queue.qsize() < EVENTS_QUEUED_MAX:
+            self._queue.put(item)
+        else:
             self.dropped += 1
 
     def flush(self, timeout_s: float = FLUSH_S_MAX) -> bool:
         """Wait until all that was queued has been handed over, at most `timeout_s`; whether it was."""
         if self._thread is None:
             return True
-        done = threading.Event()
-        try:
-            self._queue.put(done, timeout=timeout_s)
-        except queue.Full:
-            return False
-        return done.wait(timeout_s)
+        done = threading.Lock()
+        done.acquire()
+        self._queue.put(done.release)
+        return done.acquire(timeout=timeout_s)
 
     def _start(self) -> None:
         with self._lock:
@@ -301,8 +304,8 @@ class Emitter:
         logger = structlog.get_logger("resetguard")
         while True:
             item = self._queue.get()
-            if isinstance(item, threading.Event):
-                item.set()
+            if callable(item):
+                item()
                 continue
             try:
                 if isinstance(item, Note):

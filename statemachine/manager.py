@@ -44,7 +44,7 @@ from statemachine.gate import Gate, shadowed, turned_away
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, last_known_good, recover, restore
 from statemachine.rollout import Rollout, RolloutProvider
-from statemachine.state import Measured, Reading, user_key
+from statemachine.state import Measured, Reading, require_version, user_key
 from statemachine.store import Store, identities, keys
 from statemachine.store.draft import Draft, breaker_key
 from statemachine.store.draft import record as record_of
@@ -53,7 +53,7 @@ from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
 from statemachine.store.verification import AuditCheck
 from statemachine.sweep import Sweep, SweepReport, Told, sweep
-from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_version
+from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
 from statemachine.validation import StateValidator
 
 RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
@@ -203,16 +203,20 @@ class ResetManager:
         if incoming is None and self.store.head(user) is None:
             message = f"nothing is stored for {user!r}: give a measurement to start from"
             raise UserUnknown(message, user=user)
-        with self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run,
-                              at=at) as tx:
-            if operations is not None:
-                for name, mutation in operations:
-                    tx.apply(name, mutation)
-            else:
-                self._apply_kind(tx, kind, None if incoming is None else incoming.reading)
-            if incoming is not None:
-                tx.admit(incoming.key, identities.identity(measurement, incoming.reading, Origin(), ACCEPTED))  # type: ignore[arg-type]
-            return tx.commit()
+        tx = self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run, at=at)
+        try:
+            with tx:
+                if operations is not None:
+                    for name, mutation in operations:
+                        tx.apply(name, mutation)
+                else:
+                    self._apply_kind(tx, kind, None if incoming is None else incoming.reading)
+                if incoming is not None:
+                    tx.admit(incoming.key, identities.identity(measurement, incoming.reading, Origin(), ACCEPTED))  # type: ignore[arg-type]
+                return tx.commit()
+        except BaseException as error:
+            tx.tell_doubt(error)
+            raise
 
     def restore(  # noqa: PLR0913 - each is recorded
         self, user: str, *, to_version: int, reason: str, actor: str, expect_version: int | None = None, dry_run: bool = False,

@@ -40,11 +40,16 @@ def restore(context: Context, attempt: Attempt, version: int) -> ResetResult:
     The restored state passes the rules in force, or the attempt is rolled back.  It ends any probation.
     """
     loaded = context.store.load(attempt.user, version)
-    with ResetTransaction(context, attempt) as tx:
-        tx.probation = False
-        tx.details = {"restored_version": version}
-        tx.apply(f"restore version {version}", lambda _: loaded.state if loaded else None)
-        return tx.commit()
+    tx = ResetTransaction(context, attempt)
+    try:
+        with tx:
+            tx.probation = False
+            tx.details = {"restored_version": version}
+            tx.apply(f"restore version {version}", lambda _: loaded.state if loaded else None)
+            return tx.commit()
+    except BaseException as error:
+        tx.tell_doubt(error)
+        raise
 
 
 def last_known_good(store: Store, user: str) -> int:

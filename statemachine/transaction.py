@@ -1,9 +1,8 @@
 """ResetTransaction: one attempt to reset one user's state, from snapshot to durable outcome.
 
-Every mutation is validated before it counts, a failure at any point rolls all of it back, and whatever happens the
-attempt ends with exactly one outcome in the audit log (INV-01, INV-03, INV-04).  Leaving the block without `commit()`
-rolls back.  Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot and mark, 2 mutate and validate,
-3 collect the changes in a draft; the store's committer does the rest.
+Every mutation is validated before it counts, a failure at any point rolls all of it back, and whatever happens the attempt
+ends with exactly one outcome in the audit log (INV-01, INV-03, INV-04).  Leaving the block without `commit()` rolls back.
+Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot and mark, 2 mutate and validate, 3 collect in a draft.
 """
 
 from __future__ import annotations
@@ -108,13 +107,6 @@ class Attempt(NamedTuple):
     event_us: int | None = None
 
 
-def require_version(name: str, version: object, user: str) -> None:
-    """Raise InvalidInput unless `version` is a whole number."""
-    if not isinstance(version, int) or isinstance(version, bool):
-        message = f"{name} is {version!r}; it must be a whole number, the number of a version"
-        raise InvalidInput(message, user=user)
-
-
 class ResetTransaction:
     """One attempt; use it in a `with` block.  With `draft` given, its outcome becomes durable with that draft.
 
@@ -149,8 +141,7 @@ class ResetTransaction:
         self._slot: int | None = None
         self._in_doubt = False
         self._suspect = (cut(attempt.input or attempt.kind), 0)
-        self._breaker = breaker.CLOSED
-        self._global = breaker.CLOSED
+        self._breaker = self._global = breaker.CLOSED
         self._head: Head | None = None
         self._before: Any = None
         self._state: Any = None
@@ -377,8 +368,12 @@ class ResetTransaction:
         BreakerOpen when the breaker opened meanwhile, StoreFull and the like when nothing was written, CommitInDoubt
         when that cannot be told: `manager.inspect(attempt_id)` settles it.  Of several threads that try, one ends the attempt.
         """
-        with self._turn:
-            return self._commit()
+        try:
+            with self._turn:
+                return self._commit()
+        except BaseException as error:
+            self.tell_doubt(error)
+            raise
 
     def _commit(self) -> ResetResult:
         self._require_no_doubt()
@@ -433,13 +428,20 @@ class ResetTransaction:
             return
         if isinstance(error, ResetError):
             error.user, error.attempt_id = self.user, self.attempt_id
-        if not isinstance(error, Exception) and self._store.inspect(self.attempt_id) is not None:
-            self._in_doubt = True
-            message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"
-            raise CommitInDoubt(message, user=self.user, attempt_id=self.attempt_id) from error
+        self.tell_doubt(error)
         self._leave_mark("reset.rolled_back", "rolled_back", error)
         self._guard.fire("roll_back")
         self._finished("rolled_back", None, None, str(error))
+
+    def tell_doubt(self, error: BaseException) -> None:
+        """Raise CommitInDoubt where `error`, which says nothing of a commit, came between the attempt's own and its return."""
+        if isinstance(error, ResetError) or self._batch is not None or self.attempt.dry_run:
+            return
+        row = self._store.inspect(self.attempt_id)
+        if row is not None and row.public.outcome == "committed":
+            self._in_doubt = True
+            message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"
+            raise CommitInDoubt(message, user=self.user, attempt_id=self.attempt_id) from error
 
     def _retry_at_us(self, scope: str) -> int | None:
         """When a place in the budget is free again, after a commit of its own (so by a live caller) that found none."""
@@ -535,8 +537,12 @@ class ResetTransaction:
             try:
                 draft.add_event(event)
                 self._store.commit(draft)
-            except ResetError as trouble:
+            except BaseException as trouble:
                 self._leave_mark(f"reset.{outcome}", outcome, error or trouble)
+                if not isinstance(trouble, ResetError):
+                    raise
+                if not isinstance(trouble.__cause__, Exception | None):  # Ctrl-C meanwhile: it must reach the caller
+                    raise trouble.__cause__ from error
             else:
                 self._release()
         return self._finished(outcome, None, None, text)
