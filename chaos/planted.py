@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from statemachine.store import committer, making
+from statemachine import codec
+from statemachine.marks import DeadMarks, Mark
+from statemachine.store import committer, keys, making
 from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
 from statemachine.store.engine import Engine
@@ -66,6 +68,49 @@ def _in_place(path: Path) -> Iterator[Path]:
     yield path
 
 
+def _acknowledged_early() -> AbstractContextManager[object]:
+    commit, waiting = Committer.commit, list[Draft]()
+
+    def early(self: Committer, draft: Draft) -> list[Any]:
+        waiting.append(draft)
+        return commit(self, waiting.pop(0)) if len(waiting) > 1 else []
+
+    return mock.patch.object(Committer, "commit", early)
+
+
+def _deaf() -> AbstractContextManager[object]:
+    commit = Committer.commit
+
+    def swallowing(self: Committer, draft: Draft) -> list[Any]:
+        try:
+            return commit(self, draft)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            return []
+
+    return mock.patch.object(Committer, "commit", swallowing)
+
+
+def _forgetful() -> AbstractContextManager[object]:
+    marks = DeadMarks.marks
+
+    def but_one(self: DeadMarks) -> list[Mark]:
+        return marks(self)[1:]
+
+    return mock.patch.object(DeadMarks, "marks", but_one)
+
+
+def _unfenced() -> AbstractContextManager[object]:
+    fill = Committer._fill  # noqa: SLF001 - the bug is in there
+
+    def unchecked(self: Committer, txn: Any, batch: list[Any]) -> Any:
+        key = keys.owner(self.owner)
+        if txn.get(key) is None:
+            txn.put(key, codec.seal(key, bytes(8)))
+        return fill(self, txn, batch)
+
+    return mock.patch.object(Committer, "_fill", unchecked)
+
+
 PLANTED: Final[dict[str, Planted]] = {
     "error swallowed": Planted("a commit that failed is told as made", "durable", "calls",
                                lambda: mock.patch.object(Committer, "_settle_failed", _swallowing)),
@@ -76,4 +121,9 @@ PLANTED: Final[dict[str, Planted]] = {
                                      lambda: mock.patch.object(Engine, "reopen", return_value=None)),
     "creation in place": Planted("a store is made where it will be, not aside", "progress", "calls",
                                  lambda: mock.patch.object(making, "placed", _in_place)),
+    "interrupt swallowed": Planted("an interrupt during a commit is taken for its success", "swallowed", "interrupts", _deaf),
+    "told before the commit": Planted("a commit is told as made, and made with the next one", "durable", "deaths",
+                                      _acknowledged_early),
+    "forgotten mark": Planted("recovery leaves out an attempt that a dead process had begun", "settled", "deaths", _forgetful),
+    "fence not checked": Planted("an owner that was fenced commits all the same", "stale", "deaths", _unfenced),
 }

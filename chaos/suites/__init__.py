@@ -6,9 +6,11 @@ from typing import Final
 
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
+from chaos.suites.deaths import Deaths
 from chaos.suites.interrupts import Interrupts
 
 SUITES: Final[Suites] = {
     Calls.name: Calls,
+    Deaths.name: Deaths,
     Interrupts.name: Interrupts,
 }

@@ -14,6 +14,7 @@ block the judge looks, the store is opened anew, goes on, and is judged again.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import random
 import shutil
@@ -48,7 +49,8 @@ KINDS: Final[dict[str, type[BaseException]]] = {
 REAL: Final[Unit] = "real signal"
 REAL_POINTS: Final = 200
 TRIES: Final = 8
-"""How often a real signal is sent again that came too late; each time to another user."""
+"""How often a real signal is sent again that came too late; each time to another user, and sooner."""
+SOON_S: Final = 5e-5
 BLOCK: Final = 64
 OTHER: Final = BLOCK + 1
 """The user on whom nothing is tried; user 0 goes the ways without an interrupt, to find their places."""
@@ -163,8 +165,8 @@ class _Trial:
         began = time.perf_counter()
         self._done(_op("committed", next(users)))
         lasts_s = time.perf_counter() - began
-        for user in islice(users, TRIES - 1):
-            found = self._signalled(user, max(1e-5, dice.random() * lasts_s))
+        for again, user in enumerate(islice(users, TRIES - 1), 1):
+            found = self._signalled(user, max(SOON_S, dice.random() * lasts_s / again))
             if found[2]:
                 return found
         return found
@@ -313,6 +315,7 @@ class Templates:
 
     def _trial(self, name: str, mode: Mode, life: int) -> _Trial:
         configure_for_command(verbose=False)
+        gc.disable()  # it would run what is left of generators, at other calls than before; the process is short
         return _Trial(self._session, self._directory / f"{name} {mode}", mode, life)
 
     def _copy(self, mode: Mode) -> _Trial:
