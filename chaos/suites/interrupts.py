@@ -224,7 +224,8 @@ class _Trial:
         if op.kind == "measure":
             again = self._other.submit(self._done, op).result()
             last = self.store.version_range(user)[1]
-            if not isinstance(again, Told) or again.answer != "acknowledged" or last != 1:
+            kept = isinstance(told, Told) and told.statuses == ("quarantined",)  # its reset failed, and that was told
+            if not isinstance(again, Told) or again.answer != "acknowledged" or last != (0 if kept else 1):
                 return [f"goes on: sent again after {told!r} it is told {again!r}, and its user is at version {last}"]
             op = op_after = Op("measure", user, 1)
         else:

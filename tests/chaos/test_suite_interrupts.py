@@ -15,7 +15,7 @@ from chaos.suites.interrupts import Templates, Try
 from chaos.target import load
 from statemachine.store.engine import Engine
 
-SHARES = 90
+SHARES = 91
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TARGETS = (None, "chaos_target:boats")
 
@@ -32,7 +32,7 @@ def suite() -> Suite:
 def test_a_share_of_the_points_breaks_nothing(
     tmp_path: Path, target: str | None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every ninetieth point, of every kind of fault; each is met, and every outcome that must be seen is."""
+    """Every ninety-first point, of every kind of fault; each is met, and every outcome that must be seen is."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     verdicts = list(suite().run(session(tmp_path, target)))
     assert [f"{verdict.point}: {verdict.violations}" for verdict in verdicts if verdict.violations] == []
@@ -56,7 +56,7 @@ def test_a_point_alone_has_the_verdict_it_had_among_others(tmp_path: Path) -> No
 
 def test_an_interrupt_that_is_swallowed_is_found(tmp_path: Path) -> None:
     with PLANTED["interrupt swallowed"].plant():
-        found = [what for verdict in suite().run(session(tmp_path)._replace(shares=400)) for what in verdict.violations]
+        found = [what for verdict in suite().run(session(tmp_path)._replace(shares=1_500)) for what in verdict.violations]
     assert any(what.startswith("swallowed: ") for what in found)
 
 
