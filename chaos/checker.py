@@ -121,7 +121,7 @@ def valid(_: Oracle, found: Found) -> Iterator[str]:
 
 def one_outcome(oracle: Oracle, found: Found) -> Iterator[str]:
     """Each attempt has at most one outcome, none other than it was told, and none that nobody began (INV-03)."""
-    outcomes = Counter(row.public.attempt_id for row in found.rows if row.public.outcome)
+    outcomes = Counter(row.public.attempt_id for row in found.rows if row.public.attempt_id and row.public.outcome)
     for attempt, count in outcomes.items():
         if count > 1:
             yield f"attempt {attempt} has {count} outcomes"
