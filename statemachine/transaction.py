@@ -217,8 +217,7 @@ class ResetTransaction:
         """Raise BreakerOpen unless both breakers and the budget admit the attempt; lease the probes that it then is."""
         context = self._context
         self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
-        own = self._store.committer.owner
-        if any(known.probe and known.probe_owner != own for known in (self._breaker, self._global)):
+        if any(known.probe and known.probe_owner != self._store.committer.owner for known in (self._breaker, self._global)):
             self._store.settle_dead()  # the lease of a probe ends with its holder
             self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
         user = breaker.admit(self._breaker, context.breaker, self.now, self.user, self._suspect)
@@ -551,8 +550,7 @@ class ResetTransaction:
         """The outcome could not be written now: the mark says it, and the next commit or opening writes it."""
         slot, self._slot = self._slot, None  # from now on it is the committer's to release
         if slot is not None:
-            text = audit.plain(f"{type(error).__name__}: {error}")
-            self._store.marks.write(slot, self._mark(ENDED, event, outcome, text))
+            self._store.marks.write(slot, self._mark(ENDED, event, outcome, audit.plain(f"{type(error).__name__}: {error}")))
 
     def _dropped(self) -> None:
         slot, self._slot = self._slot, None
