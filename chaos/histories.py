@@ -34,6 +34,7 @@ from statemachine import (
     audit,
     marks,
 )
+from statemachine.attempt import Attempt
 from statemachine.breaker import Forced, GlobalBreakerPolicy
 from statemachine.clock import from_us
 from statemachine.erasure import forget, prune_audit
@@ -42,7 +43,6 @@ from statemachine.rollout import Rollout
 from statemachine.store import engine as door
 from statemachine.store import fencing, keys
 from statemachine.testing import CountingIds, ManualClock
-from statemachine.transaction import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

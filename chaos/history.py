@@ -69,6 +69,11 @@ def lines(events: Iterable[Event]) -> bytes:
     return b"".join(_encoder.encode(event) + b"\n" for event in events)
 
 
+def parsed(data: bytes) -> list[Event]:
+    """The events of lines of JSON; a last line that a death cut short is left out."""
+    return [_decoder.decode(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
 def read(path: Path) -> list[Event]:
-    """The events of a file; a last line that a death cut short is left out."""
-    return [_decoder.decode(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    """The events of a file, as `parsed`."""
+    return parsed(path.read_bytes())

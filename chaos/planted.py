@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from unittest import mock
 
 from statemachine import Store, codec
+from statemachine.marks import DeadMarks, Mark
 from statemachine.store import committer, identities, keys, making
 from statemachine.store.breakers import Breakers
 from statemachine.store.committer import Committer
@@ -164,6 +165,49 @@ def _unchained() -> AbstractContextManager[object]:
     return mock.patch.object(Store, "verify_audit", wave_through)
 
 
+def _acknowledged_early() -> AbstractContextManager[object]:
+    commit, waiting = Committer.commit, list[Draft]()
+
+    def early(self: Committer, draft: Draft) -> list[Any]:
+        waiting.append(draft)
+        return commit(self, waiting.pop(0)) if len(waiting) > 1 else []
+
+    return mock.patch.object(Committer, "commit", early)
+
+
+def _deaf() -> AbstractContextManager[object]:
+    commit = Committer.commit
+
+    def swallowing(self: Committer, draft: Draft) -> list[Any]:
+        try:
+            return commit(self, draft)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            return []
+
+    return mock.patch.object(Committer, "commit", swallowing)
+
+
+def _forgetful() -> AbstractContextManager[object]:
+    marks = DeadMarks.marks
+
+    def but_one(self: DeadMarks) -> list[Mark]:
+        return marks(self)[1:]
+
+    return mock.patch.object(DeadMarks, "marks", but_one)
+
+
+def _unfenced() -> AbstractContextManager[object]:
+    fill = Committer._fill  # noqa: SLF001 - the bug is in there
+
+    def unchecked(self: Committer, txn: Any, batch: list[Any]) -> Any:
+        key = keys.owner(self.owner)
+        if txn.get(key) is None:
+            txn.put(key, codec.seal(key, bytes(8)))
+        return fill(self, txn, batch)
+
+    return mock.patch.object(Committer, "_fill", unchecked)
+
+
 PLANTED: Final[dict[str, Planted]] = {
     "error swallowed": Planted("a commit that failed is told as made", "durable", "calls",
                                lambda: mock.patch.object(Committer, "_settle_failed", _swallowing)),
@@ -196,4 +240,9 @@ PLANTED: Final[dict[str, Planted]] = {
     "chain not checked": Planted("the rows of the audit log are not held against each other", "named", "media", _unchained),
     "lost quarantine": Planted("a measurement that is kept aside is not kept", "conserved", "resources",
                                lambda: mock.patch.object(identities, "keep_aside")),
+    "interrupt swallowed": Planted("an interrupt during a commit is taken for its success", "swallowed", "interrupts", _deaf),
+    "told before the commit": Planted("a commit is told as made, and made with the next one", "durable", "deaths",
+                                      _acknowledged_early),
+    "forgotten mark": Planted("recovery leaves out an attempt that a dead process had begun", "settled", "deaths", _forgetful),
+    "fence not checked": Planted("an owner that was fenced commits all the same", "stale", "deaths", _unfenced),
 }

@@ -39,6 +39,7 @@ from statemachine import (
 )
 from statemachine import marks as marks_module
 from statemachine import store as store_module
+from statemachine.attempt import Attempt
 from statemachine.audit import Emitter
 from statemachine.breaker import Now, admit
 from statemachine.clock import from_us
@@ -49,7 +50,6 @@ from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
 from statemachine.store.records import Image
 from statemachine.testing import CountingIds, ManualClock
-from statemachine.transaction import Attempt
 
 USER: Final = "u1"
 BY: Final = {"actor": "model@example.org", "reason": "driven"}

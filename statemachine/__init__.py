@@ -11,6 +11,7 @@ if sys.platform == "win32":
     raise ImportError(message)
 
 from statemachine.alerts import Command, Webhook
+from statemachine.attempt import Checkpoint, ResetResult
 from statemachine.breaker import BreakerPolicy, GlobalBreakerPolicy
 from statemachine.clock import Clock, Ids
 from statemachine.errors import (
@@ -44,7 +45,7 @@ from statemachine.rollout import Rollout, RolloutProvider
 from statemachine.state import EstimatorState, Measured, Measurement, Reading
 from statemachine.store import Store, StoreLimits
 from statemachine.store.records import Loaded
-from statemachine.transaction import Checkpoint, ResetResult, ResetTransaction
+from statemachine.transaction import ResetTransaction
 from statemachine.validation import Limits, Rule, StateValidator, Violation, finite_everywhere
 
 __all__ = [

@@ -27,9 +27,10 @@ from statemachine.errors import InvalidInput, StoreCorrupt
 from statemachine.validation import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
 GENESIS: Final = bytes(32)
+GATHER_S: Final = 0.02
 EVENTS_QUEUED_MAX: Final = 10_000
 EARLY_ROWS_MAX: Final = 64
 FLUSH_S_MAX: Final = 2.0
@@ -249,11 +250,17 @@ class Listener(Protocol):
 
 
 class Emitter:
-    """Copies committed rows to structlog from one daemon thread; `dropped` counts what a slow or failing sink lost."""
+    """Copies committed rows to structlog from one daemon thread; `dropped` counts what a slow or failing sink lost.
+
+    The thread gathers for a moment what comes before it goes to work: waking it for each row would make the committing thread
+    wait for the interpreter's lock, which costs more than the rest of a commit.
+    """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Row, dict[str, Any] | None] | Note | threading.Event | None] = queue.Queue(
-            EVENTS_QUEUED_MAX)
+        # No `Queue` and no `Event`: an interrupt in them can leave their lock taken for ever.  These are made whole by C.
+        self._items: deque[tuple[Row, dict[str, Any] | None] | Note | Callable[[], None] | None] = deque()
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._urgent: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._early: deque[Row] = deque(maxlen=EARLY_ROWS_MAX)
@@ -288,37 +295,38 @@ class Emitter:
         for listener in listeners:
             listener.close()
         self.flush(timeout_s)
-        self._end()
-
-    def _end(self) -> None:
         with self._lock:
             running, self._thread = self._thread is not None, None
-        while running:
-            try:
-                self._queue.put_nowait(None)
-                running = False
-            except queue.Full:  # the sink is stuck, and its last events give way
-                with contextlib.suppress(queue.Empty):
-                    self.dropped += not isinstance(self._queue.get_nowait(), threading.Event)
+        if running:
+            self._hurry(None)
 
     def _put(self, item: tuple[Row, dict[str, Any] | None] | Note) -> None:
         try:
             if self._thread is None:
                 self._start()
-            self._queue.put_nowait(item)
-        except (queue.Full, RuntimeError):  # RuntimeError: no more threads, as when the interpreter is ending
+        except RuntimeError:  # no more threads, as when the interpreter is ending
             self.dropped += 1
+            return
+        if len(self._items) >= EVENTS_QUEUED_MAX:
+            self.dropped += 1
+            return
+        self._items.append(item)
+        if self._wakes.empty():
+            self._wakes.put(None)
+
+    def _hurry(self, item: Callable[[], None] | None) -> None:
+        self._items.append(item)
+        self._urgent.put(None)
+        self._wakes.put(None)
 
     def flush(self, timeout_s: float = FLUSH_S_MAX) -> bool:
         """Wait until all that was queued has been handed over, at most `timeout_s`; whether it was."""
         if self._thread is None:
             return True
-        done = threading.Event()
-        try:
-            self._queue.put(done, timeout=timeout_s)
-        except queue.Full:
-            return False
-        return done.wait(timeout_s)
+        done = threading.Lock()
+        done.acquire()
+        self._hurry(done.release)
+        return done.acquire(timeout=timeout_s)
 
     def _start(self) -> None:
         with self._lock:
@@ -330,21 +338,31 @@ class Emitter:
     def _run(self) -> None:
         logger = structlog.get_logger("resetguard")
         while True:
-            item = self._queue.get()
-            if item is None:
+            self._wakes.get()
+            with contextlib.suppress(queue.Empty):
+                self._urgent.get(timeout=GATHER_S)
+            with contextlib.suppress(queue.Empty):  # before the items are looked at: who comes later wakes this thread anew
+                while True:
+                    self._wakes.get_nowait()
+            while self._items:
+                item = self._items.popleft()
+                if item is None:
+                    return
+                if callable(item):
+                    item()
+                else:
+                    self._tell(logger, item)
+
+    def _tell(self, logger: Any, item: tuple[Row, dict[str, Any] | None] | Note) -> None:
+        try:
+            if isinstance(item, Note):
+                logger.warning(item.event, **item.fields)
                 return
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            try:
-                if isinstance(item, Note):
-                    logger.warning(item.event, **item.fields)
-                    continue
-                row, context = item
-                fields = {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
-                logger.info(fields.pop("event"), **{**(context or {}), **fields})
-            except Exception:  # noqa: BLE001 - whatever a sink raises, the stored log is the record
-                self.dropped += 1
+            row, context = item
+            fields = {name: value for name, value in row.as_dict().items() if value not in (None, [], {}, "", False)}
+            logger.info(fields.pop("event"), **{**(context or {}), **fields})
+        except Exception:  # noqa: BLE001 - whatever a sink raises, the stored log is the record
+            self.dropped += 1
 
 
 def context_now() -> dict[str, Any] | None:

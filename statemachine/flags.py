@@ -68,7 +68,7 @@ class FlagRollout:
         self._secret = secret
         self._client = client or api.get_client()
         self._timeout_s = timeout_s
-        self._questions: queue.Queue[_Question] = queue.Queue(QUESTIONS_WAITING_MAX)
+        self._questions: queue.SimpleQueue[_Question] = queue.SimpleQueue()  # an interrupt can leave no lock of it taken
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
         self._late: _Question | None = None
@@ -81,11 +81,10 @@ class FlagRollout:
             message = f"the provider of flag {self._flag!r} still owes the answer to an earlier question"
             raise TryLater(message, user=user)
         question = _Question(self.targeting_key(user), threading.Event(), [])
-        try:
-            questions.put_nowait(question)
-        except queue.Full:
+        if questions.qsize() >= QUESTIONS_WAITING_MAX:
             message = f"{QUESTIONS_WAITING_MAX} questions to the provider of flag {self._flag!r} are waiting"
-            raise TryLater(message, user=user) from None
+            raise TryLater(message, user=user)
+        questions.put(question)
         if not question.answered.wait(self._timeout_s):
             self._late = question
             message = f"the provider of flag {self._flag!r} did not answer within {self._timeout_s:g} s"
@@ -101,16 +100,16 @@ class FlagRollout:
         key = user_key(user)
         return user if self._secret is None else hashlib.blake2b(key, key=self._secret, digest_size=KEY_BYTES).hexdigest()
 
-    def _running(self) -> queue.Queue[_Question]:
+    def _running(self) -> queue.SimpleQueue[_Question]:
         """Where to put a question; the thread that takes them is started once, and anew in a child after a fork."""
         with self._guard:
             if self._thread is None or not self._thread.is_alive():
-                self._late, self._questions = None, queue.Queue(QUESTIONS_WAITING_MAX)
+                self._late, self._questions = None, queue.SimpleQueue()
                 self._thread = threading.Thread(target=self._run, args=(self._questions,), name="resetguard-flags", daemon=True)
                 self._thread.start()
             return self._questions
 
-    def _run(self, questions: queue.Queue[_Question]) -> None:
+    def _run(self, questions: queue.SimpleQueue[_Question]) -> None:
         while True:
             question = questions.get()
             try:

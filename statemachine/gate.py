@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from statemachine import audit, breaker, codec
+from statemachine.attempt import Attempt, Context, ResetResult
 from statemachine.audit import Entry, Personal, Public
 from statemachine.errors import BreakerOpen, ConflictError, MutationFailed, ResetValidationError, StoreHurt
 from statemachine.machine import Phase
@@ -33,7 +34,7 @@ from statemachine.state import user_key
 from statemachine.store import Store, keys
 from statemachine.store.draft import Draft, record
 from statemachine.store.records import Head
-from statemachine.transaction import TRACE_CHARS_MAX, Attempt, Context, ResetResult, ResetTransaction
+from statemachine.transaction import TRACE_CHARS_MAX, ResetTransaction
 
 WITHHELD: Final = "the rollout held it back"
 _EVERYBODY: Final = Rollout()

@@ -12,6 +12,7 @@ import msgspec
 
 from statemachine import codec
 from statemachine.alerts import AlertCounts, AlertLimits, Alerts, Hook, broken, tell
+from statemachine.attempt import Attempt, Context, ResetResult
 from statemachine.audit import Row, act, require_said
 from statemachine.breaker import (
     ADMITTING,
@@ -44,7 +45,7 @@ from statemachine.gate import Gate, shadowed, turned_away
 from statemachine.policy import Decision, ResetPolicy, Situation
 from statemachine.recovery import Recovered, last_known_good, recover, restore
 from statemachine.rollout import Rollout, RolloutProvider
-from statemachine.state import Measured, Reading, user_key
+from statemachine.state import Measured, Reading, require_version, user_key
 from statemachine.store import Store, identities, keys
 from statemachine.store.draft import Draft, breaker_key
 from statemachine.store.draft import record as record_of
@@ -53,7 +54,7 @@ from statemachine.store.records import ACCEPTED, HELD, Head, Identity
 from statemachine.store.surroundings import MAP_SHARE_MAX, map_share
 from statemachine.store.verification import AuditCheck
 from statemachine.sweep import Sweep, SweepReport, Told, sweep
-from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction, require_version
+from statemachine.transaction import ResetTransaction
 from statemachine.validation import StateValidator
 
 RESERVED_KINDS: Final = frozenset({"measurement", "revocation", "restore", "recovery", "rebuild"})
@@ -203,16 +204,20 @@ class ResetManager:
         if incoming is None and self.store.head(user) is None:
             message = f"nothing is stored for {user!r}: give a measurement to start from"
             raise UserUnknown(message, user=user)
-        with self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run,
-                              at=at) as tx:
-            if operations is not None:
-                for name, mutation in operations:
-                    tx.apply(name, mutation)
-            else:
-                self._apply_kind(tx, kind, None if incoming is None else incoming.reading)
-            if incoming is not None:
-                tx.admit(incoming.key, identities.identity(measurement, incoming.reading, Origin(), ACCEPTED))  # type: ignore[arg-type]
-            return tx.commit()
+        tx = self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run, at=at)
+        try:
+            with tx:
+                if operations is not None:
+                    for name, mutation in operations:
+                        tx.apply(name, mutation)
+                else:
+                    self._apply_kind(tx, kind, None if incoming is None else incoming.reading)
+                if incoming is not None:
+                    tx.admit(incoming.key, identities.identity(measurement, incoming.reading, Origin(), ACCEPTED))  # type: ignore[arg-type]
+                return tx.commit()
+        except BaseException as error:
+            tx.tell_doubt(error)
+            raise
 
     def restore(  # noqa: PLR0913 - each is recorded
         self, user: str, *, to_version: int, reason: str, actor: str, expect_version: int | None = None, dry_run: bool = False,
@@ -416,7 +421,8 @@ class ResetManager:
         evidence = (*situation.run, incoming.reading)[decision.run_from:]
         since_us = self.store.estimator.at_us(situation.pin) if decision.start == "pin" else evidence[0].at_us - 1
         members = [(key, kept) for key, kept in draft.identities(user, since_us) if identities.is_evidence(kept)]
-        members = sorted([*members, own])
+        # Another process may have taken the same one in since: then the commit is refused, and it is taken anew.
+        members = sorted([*(member for member in members if member[0] != incoming.key), own])
         if decision.start == "pin":
             return Plan(None, situation.pin, tuple(members), evidence)
         first = next(i for i, (_, kept) in enumerate(members) if kept.disposition == HELD)

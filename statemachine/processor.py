@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from statemachine import audit, codec, retention
+from statemachine.attempt import ResetResult
 from statemachine.audit import Entry, Personal, Public, context_now
 from statemachine.breaker import Now
 from statemachine.clock import iso
@@ -33,7 +34,6 @@ from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, record
 from statemachine.store.identities import Origin
 from statemachine.store.records import ACCEPTED, HELD, LATE, QUARANTINED, Cursor, Head, Meta, Unreadable
-from statemachine.transaction import ResetResult
 
 STATUSES: Final = ("accepted", "quarantined", "duplicate", "late", "known")
 RETRIES_MAX: Final = 100

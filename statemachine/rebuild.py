@@ -22,19 +22,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import msgspec
 
 from statemachine import audit, codec
+from statemachine.attempt import Attempt
 from statemachine.clock import iso, to_us
 from statemachine.errors import ConflictError, InvalidInput, StoreCorrupt, StoreUnavailable, UserUnknown
 from statemachine.manager import ResetManager
 from statemachine.processor import LONG_AGO_US, STATUSES, Outcome, Processor, SourceRow
 from statemachine.recovery import images_at_hand
-from statemachine.state import user_key
+from statemachine.state import require_version, user_key
 from statemachine.store import Store, keys, log
 from statemachine.store.careful import for_version
 from statemachine.store.draft import Draft, record
 from statemachine.store.identities import REASON_CHARS_MAX
 from statemachine.store.records import ACCEPTED, DISPOSITIONS, QUARANTINED, Aside, Cursor, Head, Identity, Unreadable
 from statemachine.store.replay import Replay, Standing, replay, versions_of
-from statemachine.transaction import Attempt, ResetTransaction, require_version
+from statemachine.transaction import ResetTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -12,13 +12,14 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from statemachine import audit, codec
+from statemachine.attempt import Attempt, Context, ResetResult
 from statemachine.audit import Entry, Personal, Public
 from statemachine.errors import ResetError, StoreCorrupt, UserUnknown, VersionPruned
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, newest_version
 from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image, Loaded
-from statemachine.transaction import Attempt, Context, ResetResult, ResetTransaction
+from statemachine.transaction import ResetTransaction
 
 UNRECOVERABLE: Final = "state.unrecoverable"
 ROWS_LOOKED_AT_MAX: Final = 1_000
@@ -40,11 +41,16 @@ def restore(context: Context, attempt: Attempt, version: int) -> ResetResult:
     The restored state passes the rules in force, or the attempt is rolled back.  It ends any probation.
     """
     loaded = context.store.load(attempt.user, version)
-    with ResetTransaction(context, attempt) as tx:
-        tx.probation = False
-        tx.details = {"restored_version": version}
-        tx.apply(f"restore version {version}", lambda _: loaded.state if loaded else None)
-        return tx.commit()
+    tx = ResetTransaction(context, attempt)
+    try:
+        with tx:
+            tx.probation = False
+            tx.details = {"restored_version": version}
+            tx.apply(f"restore version {version}", lambda _: loaded.state if loaded else None)
+            return tx.commit()
+    except BaseException as error:
+        tx.tell_doubt(error)
+        raise
 
 
 def last_known_good(store: Store, user: str) -> int:

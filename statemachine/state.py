@@ -28,6 +28,13 @@ VALUE_CHARS_MAX: Final = 64
 PAIR: Final = struct.Struct("<qd")
 
 
+def require_version(name: str, version: object, user: str) -> None:
+    """Raise InvalidInput unless `version` is a whole number."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        message = f"{name} is {version!r}; it must be a whole number, the number of a version"
+        raise InvalidInput(message, user=user)
+
+
 @lru_cache(maxsize=65_536)
 def user_key(user: str) -> bytes:
     """The user's UTF-8 bytes; raises InvalidInput unless they are 1 to 255 bytes of valid Unicode without NUL."""

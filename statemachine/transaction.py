@@ -1,9 +1,8 @@
 """ResetTransaction: one attempt to reset one user's state, from snapshot to durable outcome.
 
-Every mutation is validated before it counts, a failure at any point rolls all of it back, and whatever happens the
-attempt ends with exactly one outcome in the audit log (INV-01, INV-03, INV-04).  Leaving the block without `commit()`
-rolls back.  Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot and mark, 2 mutate and validate,
-3 collect the changes in a draft; the store's committer does the rest.
+Every mutation is validated before it counts, a failure at any point rolls all of it back, and whatever happens the attempt
+ends with exactly one outcome in the audit log (INV-01, INV-03, INV-04).  Leaving the block without `commit()` rolls back.
+Steps of the write path, numbered as in ARCHITECTURE.md: 1 snapshot and mark, 2 mutate and validate, 3 collect in a draft.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from statemachine import audit, breaker, codec
+from statemachine.attempt import Attempt, Checkpoint, Context, ResetResult
 from statemachine.audit import Entry, Operation, Personal, Public
-from statemachine.breaker import Admission, Breaker, BreakerPolicy, GlobalBreakerPolicy, Now
+from statemachine.breaker import Admission, Breaker, Now
 from statemachine.clock import iso
 from statemachine.errors import (
     BreakerOpen,
@@ -34,9 +34,8 @@ from statemachine.errors import (
 )
 from statemachine.machine import Guard, Phase
 from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
-from statemachine.policy import ResetPolicy
 from statemachine.state import user_key
-from statemachine.store import Store, identities, intents, keys, log
+from statemachine.store import identities, intents, keys, log
 from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key, encoded, record
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
@@ -48,71 +47,6 @@ UNBUDGETED: Final = frozenset({"initial", "restore", "rebuild"})
 """Kinds that no budget limits: a first state harms nobody's, a restore or rebuild undoes what the budget is there to limit."""
 SCOPES: Final = {"breaker": ("user", "changed"), "global breaker": ("global", "changed"), "budget": ("budget", "budget")}
 """What a commit that is refused tells, by the reason of its miss: scope and reason of the BreakerOpen."""
-
-
-class Checkpoint(NamedTuple):
-    """A validated savepoint inside an attempt."""
-
-    name: str
-    state: Any
-
-
-class ResetResult(NamedTuple):
-    """How an attempt ended.
-
-    `outcome`: "committed", "rolled_back", "refused", "conflicted", "dry_run" or "shadowed".  `version` is the new version,
-    None when nothing was committed.  `delta_x` and `delta_P` (row by row) are in the estimator's units.  `withheld` is true
-    where the rollout, and nothing else, kept it from being carried out.
-    """
-
-    outcome: str
-    attempt_id: str
-    user: str
-    kind: str
-    base_version: int
-    version: int | None
-    violations: tuple[Violation, ...] = ()
-    operations: tuple[Operation, ...] = ()
-    delta_x: tuple[float, ...] | None = None
-    delta_P: tuple[float, ...] | None = None  # noqa: N815 - the literature's letter
-    error: str = ""
-    withheld: bool = False
-
-
-class Context(NamedTuple):
-    """What every attempt of a manager shares."""
-
-    store: Store
-    policy: ResetPolicy
-    breaker: BreakerPolicy
-    live: bool = False
-    global_breaker: GlobalBreakerPolicy = GlobalBreakerPolicy()
-    resets_per_minute: int | None = None
-
-
-class Attempt(NamedTuple):
-    """What an attempt is for: kind, trigger, who asked and why, when, and the input it rests on.
-
-    `now` is the instant that breakers and probation are judged by; `event_us` that of the event the attempt stands for.
-    """
-
-    user: str
-    kind: str
-    reason: str = ""
-    actor: str = ""
-    trigger: str = ""
-    input: str = ""
-    now: Now | None = None
-    expect_version: int | None = None
-    dry_run: bool = False
-    event_us: int | None = None
-
-
-def require_version(name: str, version: object, user: str) -> None:
-    """Raise InvalidInput unless `version` is a whole number."""
-    if not isinstance(version, int) or isinstance(version, bool):
-        message = f"{name} is {version!r}; it must be a whole number, the number of a version"
-        raise InvalidInput(message, user=user)
 
 
 class ResetTransaction:
@@ -149,8 +83,7 @@ class ResetTransaction:
         self._slot: int | None = None
         self._in_doubt = False
         self._suspect = (cut(attempt.input or attempt.kind), 0)
-        self._breaker = breaker.CLOSED
-        self._global = breaker.CLOSED
+        self._breaker = self._global = breaker.CLOSED
         self._head: Head | None = None
         self._before: Any = None
         self._state: Any = None
@@ -231,8 +164,7 @@ class ResetTransaction:
         """Raise BreakerOpen unless both breakers and the budget admit the attempt; lease the probes that it then is."""
         context = self._context
         self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
-        own = self._store.committer.owner
-        if any(known.probe and known.probe_owner != own for known in (self._breaker, self._global)):
+        if any(known.probe and known.probe_owner != self._store.committer.owner for known in (self._breaker, self._global)):
             self._store.settle_dead()  # the lease of a probe ends with its holder
             self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
         user = breaker.admit(self._breaker, context.breaker, self.now, self.user, self._suspect)
@@ -387,8 +319,12 @@ class ResetTransaction:
         BreakerOpen when the breaker opened meanwhile, StoreFull and the like when nothing was written, CommitInDoubt
         when that cannot be told: `manager.inspect(attempt_id)` settles it.  Of several threads that try, one ends the attempt.
         """
-        with self._turn:
-            return self._commit()
+        try:
+            with self._turn:
+                return self._commit()
+        except BaseException as error:
+            self.tell_doubt(error)
+            raise
 
     def _commit(self) -> ResetResult:
         self._require_no_doubt()
@@ -442,13 +378,20 @@ class ResetTransaction:
             self._leave_mark("reset.interrupted", "interrupted", error)
             return
         self._name(error)
-        if not isinstance(error, Exception) and self._store.inspect(self.attempt_id) is not None:
-            self._in_doubt = True
-            message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"
-            raise CommitInDoubt(message, user=self.user, attempt_id=self.attempt_id) from error
+        self.tell_doubt(error)
         self._leave_mark("reset.rolled_back", "rolled_back", error)
         self._guard.fire("roll_back")
         self._finished("rolled_back", None, None, str(error))
+
+    def tell_doubt(self, error: BaseException) -> None:
+        """Raise CommitInDoubt where `error`, which says nothing of a commit, came between the attempt's own and its return."""
+        if isinstance(error, ResetError) or self._batch is not None or self.attempt.dry_run:
+            return
+        row = self._store.inspect(self.attempt_id)
+        if row is not None and row.public.outcome == "committed":
+            self._in_doubt = True
+            message = f"attempt {self.attempt_id} on {self.user!r} was interrupted after its commit; inspect() tells how it ended"
+            raise CommitInDoubt(message, user=self.user, attempt_id=self.attempt_id) from error
 
     def _retry_at_us(self, scope: str) -> int | None:
         """When a place in the budget is free again, after a commit of its own (so by a live caller) that found none."""
@@ -544,8 +487,12 @@ class ResetTransaction:
             try:
                 draft.add_event(event)
                 self._store.commit(draft)
-            except ResetError as trouble:
+            except BaseException as trouble:
                 self._leave_mark(f"reset.{outcome}", outcome, error or trouble)
+                if not isinstance(trouble, ResetError):
+                    raise
+                if not isinstance(trouble.__cause__, Exception | None):  # Ctrl-C meanwhile: it must reach the caller
+                    raise trouble.__cause__ from error
             else:
                 self._release()
         return self._finished(outcome, None, None, text)
@@ -554,8 +501,7 @@ class ResetTransaction:
         """The outcome could not be written now: the mark says it, and the next commit or opening writes it."""
         slot, self._slot = self._slot, None  # from now on it is the committer's to release
         if slot is not None:
-            text = audit.said(error)
-            self._store.marks.write(slot, self._mark(ENDED, event, outcome, text))
+            self._store.marks.write(slot, self._mark(ENDED, event, outcome, audit.said(error)))
 
     def _dropped(self) -> None:
         slot, self._slot = self._slot, None

@@ -6,8 +6,10 @@ from typing import Final
 
 from chaos.suite import Suites
 from chaos.suites.calls import Calls
+from chaos.suites.deaths import Deaths
 from chaos.suites.estimator import Estimators
 from chaos.suites.interleavings import Interleavings
+from chaos.suites.interrupts import Interrupts
 from chaos.suites.media import Media
 from chaos.suites.power import Power
 from chaos.suites.resources import Resources
@@ -19,4 +21,6 @@ SUITES: Final[Suites] = {
     Resources.name: Resources,
     Media.name: Media,
     Estimators.name: Estimators,
+    Deaths.name: Deaths,
+    Interrupts.name: Interrupts,
 }

@@ -117,8 +117,10 @@ class _Lane:
         self._hook = _Bounded(hook, limits.timeout_s)
         self._limits = limits
         self._emitter = emitter
-        self._queue: queue.Queue[Alert | None] = queue.Queue(limits.queue_max)
-        self._state = threading.Condition()
+        # An interrupt in the `put` of a `Queue`, or on the way into a `with` of a `Condition`, can leave its lock taken.
+        self._queue: queue.SimpleQueue[Alert | None] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._state = threading.Condition(self._guard)
         self._waiting = self._delivered = self._failed = self._dropped = 0
         self._full = False
         self._ending = threading.Event()
@@ -126,43 +128,39 @@ class _Lane:
         threading.Thread(target=self._run, name="resetguard-alerts", daemon=True).start()
 
     def counts(self) -> AlertCounts:
-        with self._state:
+        with self._guard:
             return AlertCounts(self._delivered, self._waiting, self._failed, self._dropped)
 
     def offer(self, alert: Alert) -> None:
         """Queue the alert, or drop it where the queue is full; never waits for the hook."""
-        with self._state:
+        with self._guard:
             if self._ending.is_set():
                 self._dropped += 1
                 return
-            try:
-                self._queue.put_nowait(alert)
-            except queue.Full:
+            if self._queue.qsize() < self._limits.queue_max:
+                self._waiting += 1
+                self._queue.put(alert)
+                first = self._full = False
+            else:
                 self._dropped += 1
                 first, self._full = not self._full, True
-            else:
-                self._waiting += 1
-                first = self._full = False
         if first:
             self._emitter.note("alert.dropped", hook=self._hook.name, alert=alert.event, alert_seq=alert.seq,
                                queue_max=self._limits.queue_max)
 
     def idle(self, timeout_s: float) -> bool:
-        with self._state:
+        with self._guard:
             return self._state.wait_for(lambda: not self._waiting, max(timeout_s, 0.0))
 
     def end(self) -> None:
-        with self._state:
+        with self._guard:
             if self._ending.is_set():
                 return
             self._ending.set()
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:  # then the thread is not waiting for one, and looks by itself
-            return
+        self._queue.put(None)
 
     def abandon(self) -> None:
-        with self._state:
+        with self._guard:
             if self._abandoned:
                 return
             self._abandoned = True
@@ -177,7 +175,7 @@ class _Lane:
             if alert is None:
                 return
             error = _delivered(self._hook, alert, self._limits, self._ending)
-            with self._state:
+            with self._guard:
                 if self._abandoned:
                     return
                 self._waiting -= 1

@@ -19,8 +19,8 @@ from statemachine.store import keys
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from statemachine.attempt import ResetResult
     from statemachine.store import Store
-    from statemachine.transaction import ResetResult
 
 UserArgument = Annotated[str | None, typer.Argument(help="The user's id; or give --users.", metavar="USER", show_default=False)]
 ExpectOption = Annotated[int | None, typer.Option("--expect-version", metavar="M", show_default=False, help=(

@@ -103,27 +103,29 @@ class Committer:
             self._wait_for(ticket)
             if ticket.error is None and ticket.missed is None:
                 draft.committed()
+            return ticket.outcome()
         except BaseException as error:
-            if self._withdrawn(ticket) or error is ticket.error:
+            if self._withdrawn(ticket) or error is ticket.error or isinstance(error, ConflictError):
                 raise
             # An interrupt came while the draft was being written, by this thread or another: nobody here knows.
             raise self._in_doubt(ticket, error) from error
-        return ticket.outcome()
 
     def _wait_for(self, ticket: _Ticket) -> None:
         with self._queue_guard:
             self._queue.append(ticket)
         while not ticket.settled:
-            if not self._turn.acquire(timeout=self.engine.writer_wait_s_max):
-                if self._withdrawn(ticket):
-                    message = f"another thread has been writing {self.engine.path} for too long"
-                    raise StoreBusy(message)
-                continue  # it is being written with another thread's draft
+            held: list[bool] = []
             try:
-                if not ticket.settled:
+                # One call of C's, so that no interrupt comes between taking the turn and knowing that it is taken.
+                held.extend(map(self._turn.acquire, (True,), (self.engine.writer_wait_s_max,)))
+                if held[0] and not ticket.settled:
                     self._write(self._take(ticket))
             finally:
-                self._turn.release()
+                if held and held[0]:
+                    self._turn.release()
+            if not held[0] and self._withdrawn(ticket):  # else it is being written with another thread's draft
+                message = f"another thread has been writing {self.engine.path} for too long"
+                raise StoreBusy(message)
 
     def _take(self, own: _Ticket) -> list[_Ticket]:
         with self._queue_guard:
@@ -251,6 +253,7 @@ class Committer:
     def _settle_failed(self, batch: list[_Ticket], error: BaseException, *, committing: bool) -> None:
         """Tell every draft of a failed write how it ended; where it got as far as the commit, the commit number tells."""
         durable, known = False, True
+        self.engine.end_turn()
         if committing:
             try:
                 durable = self._committed(self._number)

@@ -49,6 +49,8 @@ FILL_BYTES: Final = 1 << 20
 HALF_PAGE_KEYS_MAX: Final = 100
 """More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
 _POLL_S: Final = (0.0002, 0.005)
+WAKE_S: Final = 0.05
+"""So often does a thread that waits for others look by itself: an interrupt may have kept it from being told."""
 _OPEN: dict[tuple[int, int], int] = {}
 """The stores that are open, by the device and inode of their data, with the process that opened them."""
 _OPEN_GUARD: Final = threading.Lock()
@@ -132,11 +134,13 @@ class Engine:
         self.readonly = readonly
         self._settings = {"sync": sync, "opener": opener}
         self._pid = os.getpid()
-        self._gate = threading.Condition()
-        self._readers = 0
+        # The lock is taken by itself: an interrupt on the way into a `with` of a `Condition` can leave it taken for ever.
+        self._gate_lock = threading.Lock()
+        self._gate = threading.Condition(self._gate_lock)
+        self._reads: set[object] = set()  # one token each: an interrupt cannot count one that is not removed again
         self._growing = False
         self._closed = False
-        self._turns: set[int] = set()  # a descriptor for each turn that a thread waits for or has
+        self._turns: dict[int, int] = {}  # a descriptor for each turn that a thread waits for or has, and that thread
         self._hidden: int | None = None  # that of a store without a directory, which one thread uses
         self._writes = 0
         # Before the data file is looked at, so that nobody can put another one in its place from here on.
@@ -230,8 +234,8 @@ class Engine:
             return
         self._closed = True
         if os.getpid() == self._pid:
-            with self._gate:
-                self._gate.wait_for(lambda: self._readers == 0, timeout=1.0)
+            with self._gate_lock:
+                self._gate.wait_for(lambda: not self._reads, timeout=1.0)
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
             self._let_go()
@@ -257,7 +261,7 @@ class Engine:
         """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
         for descriptor in self._turns:
             os.close(descriptor)
-        self._turns = set()
+        self._turns = {}
         self._leave_directory()
 
     def check(self) -> None:
@@ -280,35 +284,36 @@ class Engine:
     def reading(self) -> Iterator[lmdb.Transaction[bytes]]:
         """A short read transaction; never keep it across a commit."""
         self.check()
-        self._enter()
+        read = object()
         try:
+            self._enter(read)
             self._footing.check()
-            with self._begin_reading() as txn:
+            with self._begin_reading(read) as txn:
                 yield txn
         except lmdb.Error as error:
             raise translated(error, "reading", self.path) from error
         finally:
-            self._leave()
+            self._reads.discard(read)  # a call of C's: no signal is looked for before it is done
+            if self._growing:
+                self._tell_waiting()
 
-    def _enter(self) -> None:
-        with self._gate:
-            self._gate.wait_for(lambda: not self._growing)
-            self._readers += 1
+    def _enter(self, read: object) -> None:
+        with self._gate_lock:
+            while self._growing:
+                self._gate.wait(WAKE_S)
+            self._reads.add(read)
 
-    def _leave(self) -> None:
-        with self._gate:
-            self._readers -= 1
+    def _tell_waiting(self) -> None:
+        with self._gate_lock:
             self._gate.notify_all()
 
-    def _begin_reading(self) -> lmdb.Transaction[bytes]:
+    def _begin_reading(self, read: object) -> lmdb.Transaction[bytes]:
         try:
             return self._env.begin()
         except lmdb.MapResizedError:  # another process has grown the map
-            self._leave()
-            try:
-                self._resize(0)
-            finally:
-                self._enter()
+            self._reads.discard(read)
+            self._resize(0)
+            self._enter(read)
             return self._env.begin()
         except lmdb.ReadersFullError:
             self._env.reader_check()
@@ -401,16 +406,13 @@ class Engine:
         except OSError as error:
             message = f"opening the store {self.path}: {error}"
             raise StoreUnavailable(message) from error
-        self._turns.add(writer)
+        self._turns[writer] = threading.get_ident()
         try:
             self._await_turn(writer)
             self._footing.check_names()
             yield
         finally:
-            if writer in self._turns:  # a child forked meanwhile has closed its own
-                self._turns.discard(writer)
-                fcntl.flock(writer, fcntl.LOCK_UN)
-                os.close(writer)
+            self._end(writer)
 
     def _await_turn(self, writer: int) -> None:
         waited, pause = 0.0, _POLL_S[0]
@@ -427,6 +429,17 @@ class Engine:
             else:
                 return
 
+    def end_turn(self) -> None:
+        """Let go of a turn that an interrupt has left taken in this thread, on the way into its `with` or out of it."""
+        for writer in [writer for writer, thread in self._turns.items() if thread == threading.get_ident()]:
+            self._end(writer)
+
+    def _end(self, writer: int) -> None:
+        if writer in self._turns:  # a child forked meanwhile has closed its own
+            fcntl.flock(writer, fcntl.LOCK_UN)  # first: an interrupt may come after each of these
+            self._turns.pop(writer, None)
+            os.close(writer)
+
     def write(self) -> lmdb.Transaction[bytes]:
         """A write transaction; call only within `turn`, and end it in the thread that began it.
 
@@ -441,12 +454,18 @@ class Engine:
         except lmdb.MapResizedError:
             self._resize(0)
             txn = self._env.begin(write=True)
+        try:
+            self._check_newest(txn)
+        except BaseException:
+            txn.abort()  # whoever keeps the error would keep its frames, and with them LMDB's one lock for writers
+            raise
+        return txn
+
+    def _check_newest(self, txn: lmdb.Transaction[bytes]) -> None:
         if txn.id() != self._env.info()["last_txnid"] + 1:
-            txn.abort()
             message = (f"the store {self.path} was written by a process with another lock file, and nothing was written here; "
                        "stop every process that has the store open, then start them again, and never delete lock.mdb")
             raise StoreUnavailable(message)
-        return txn
 
     def update(self, change: Callable[[Callable[[bytes, bytes], object]], object]) -> None:
         """A few puts in a transaction of their own, the map grown where it must be; durable on return.  Call within `turn`."""
@@ -482,10 +501,11 @@ class Engine:
         return f"process {process} has been reading since {commits} commits ago and keeps their pages: end it, or "
 
     def _resize(self, map_bytes: int) -> None:
-        with self._gate:
+        with self._gate_lock:
             self._growing = True
             try:
-                self._gate.wait_for(lambda: self._readers == 0)
+                while self._reads:
+                    self._gate.wait(WAKE_S)
                 self._env.set_mapsize(map_bytes)
             except lmdb.Error:
                 if map_bytes:  # else a writer of this process has taken the new size over already, and is writing
@@ -496,10 +516,10 @@ class Engine:
 
     def reopen(self) -> None:
         """Close and open the environment again: after a failed write of the meta page LMDB refuses all else."""
-        with self._gate:
+        with self._gate_lock:
             self._growing = True
             try:
-                self._gate.wait_for(lambda: self._readers == 0, timeout=self.writer_wait_s_max)
+                self._gate.wait_for(lambda: not self._reads, timeout=self.writer_wait_s_max)
                 map_bytes = self._env.info()["map_size"]
                 self._let_go()
                 self._env = self._open(map_bytes)

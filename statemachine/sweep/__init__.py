@@ -35,9 +35,9 @@ from statemachine.sweep.table import READABLE, tabulated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from statemachine.attempt import Context
     from statemachine.store import Store
     from statemachine.sweep.structure import Judged
-    from statemachine.transaction import Context
 
 __all__ = [
     "POLICIES", "RULES", "Courses", "DeferredRule", "Drift", "Finding", "NisHigh", "NisLow", "NisShare", "Restored", "Severity",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from statemachine.attempt import Attempt, Context
 from statemachine.errors import (
     BreakerOpen,
     ConflictError,
@@ -24,7 +25,6 @@ from statemachine.state import user_key
 from statemachine.store import log
 from statemachine.sweep.structure import CONFORMING, FOLD_HEAD
 from statemachine.sweep.table import READABLE
-from statemachine.transaction import Attempt, Context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -24,7 +24,7 @@ LAYERS: dict[str, int] = {
     "validation": 2, "policy": 2, "audit": 2, "flags": 2,
     "estimator": 3, "codec": 3, "naming": 3, "vectorised": 3,
     "store": 4, "marks": 4,
-    "transaction": 5, "recovery": 5, "erasure": 5, "sweep": 5, "gate": 5, "retention": 5, "alerts": 5,
+    "attempt": 5, "transaction": 5, "recovery": 5, "erasure": 5, "sweep": 5, "gate": 5, "retention": 5, "alerts": 5,
     "manager": 6, "testing": 6,
     "processor": 7, "ingest": 7, "requarantine": 7, "rebuild": 7,
     "cli": 8, "__init__": 8,
