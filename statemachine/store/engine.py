@@ -23,7 +23,7 @@ import lmdb
 from statemachine.clock import Clock
 from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
 from statemachine.store import presence
-from statemachine.store.footing import Footing, check_lock
+from statemachine.store.footing import Footing, check_lock, fill
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
@@ -40,12 +40,9 @@ LMDB_MAJOR: Final = 0
 """py-lmdb 3 bundles two engines whose files differ; the stores of this schema are written by LMDB 0.9."""
 ROOM_BYTES_MIN: Final = 1 << 22
 """With less than this left on the disk, what LMDB calls an I/O error is taken for a full disk; it writes 1 MiB at a time."""
+AGREE_TRIES: Final = 20
 WRITES_A_CHECK: Final = 256
 """So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
-NO_PAGE: Final = b"\xff"
-"""A page of these bytes says that it is being written, which LMDB as py-lmdb has it refuses with an error, wherever it finds
-it.  A page of zeros fails an assertion of LMDB's instead, which kills the process (SIGABRT)."""
-FILL_BYTES: Final = 1 << 20
 HALF_PAGE_KEYS_MAX: Final = 100
 """More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
 _POLL_S: Final = (0.0002, 0.005)
@@ -82,33 +79,6 @@ def _is_full(path: Path) -> bool:
         return shutil.disk_usage(path.parent).free < ROOM_BYTES_MIN
     except OSError:
         return False
-
-
-def lives(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _fill(data: Path, page_bytes: int, wanted: int) -> None:
-    """Fill what was cut off a data file with pages that LMDB refuses, from the front, so that the length tells how far it came.
-
-    A page cut in two goes with them: its keys would lead to nodes that are gone.  Whoever is killed here leaves a file that is
-    still cut short, and the next opening does the same.
-    """
-    descriptor = os.open(data, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        at = os.fstat(descriptor).st_size // page_bytes * page_bytes
-        while at < wanted:
-            at += os.pwrite(descriptor, NO_PAGE * min(FILL_BYTES, wanted - at), at)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync(path: Path) -> None:
@@ -152,7 +122,7 @@ class Engine:
             raise
         try:
             check_lock(path)
-            self._env = self._open(max(map_bytes, (path / DATA).stat().st_size))
+            self._env = self._open_whole(max(map_bytes, (path / DATA).stat().st_size))
             try:
                 self._footing = Footing(path / DATA)
             except BaseException:
@@ -187,7 +157,7 @@ class Engine:
         with self.turn():  # nobody is writing now
             wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             try:
-                _fill(data, self._env.stat()["psize"], wanted)
+                fill(data, self._env.stat()["psize"], wanted)
             except OSError as error:
                 message = f"mending the data file {data}, which was cut short: {error}; nothing was lost by it: try again"
                 raise (StoreFull if error.errno in FULL else StoreUnavailable)(message) from error
@@ -227,6 +197,37 @@ class Engine:
         )
         env.reader_check()
         return env
+
+    def _open_whole(self, map_bytes: int) -> lmdb.Environment:
+        """The environment, with a lock file that says what the data file says.
+
+        Whoever is killed while making the lock file leaves it half made to those who waited for it meanwhile, and LMDB takes it
+        as it is.  It is made anew once all of them have let go.
+        """
+        waited, pause = 0.0, _POLL_S[0]
+        while True:
+            env = self._open(map_bytes)
+            if self._agrees(env):
+                return env
+            env.close()
+            if waited >= self.writer_wait_s_max:
+                message = (f"the lock file of the store {self.path} says something else than its data file; stop every process "
+                           "that has the store open, then start them again")
+                raise StoreUnavailable(message)
+            pause = min(pause * 1.5, _POLL_S[1])
+            self.clock.sleep(pause * (1 + os.getpid() % 16))  # they must not all have it open at once again
+            waited += pause
+
+    def _agrees(self, env: lmdb.Environment) -> bool:
+        for _ in range(AGREE_TRIES):  # between two steps of another's commit they differ
+            try:
+                with env.begin() as txn:
+                    if txn.id() == env.info()["last_txnid"]:
+                        return True
+            except (lmdb.MapResizedError, lmdb.ReadersFullError):
+                return True  # others have it open and write
+            self.clock.sleep(_POLL_S[0])
+        return False
 
     def close(self) -> None:
         """Make everything durable and let go; a second call does nothing.  In a forked child it only forgets."""

@@ -24,6 +24,10 @@ LOCK_BYTES: Final = 65_664
 """The table for as many readers as an opening asks for."""
 CANNOT_ALLOCATE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What a file system answers that gives no blocks before they are written."""
+NO_PAGE: Final = b"\xff"
+"""A page of these bytes says that it is being written, which LMDB as py-lmdb has it refuses with an error, wherever it finds
+it.  A page of zeros fails an assertion of LMDB's instead, which kills the process (SIGABRT)."""
+FILL_BYTES: Final = 1 << 20
 _REMEDY: Final = "stop every process that has the store open, then start them again"
 
 
@@ -59,6 +63,22 @@ def _take_blocks(descriptor: int, size: int) -> None:
     except OSError as error:
         if error.errno not in CANNOT_ALLOCATE:
             raise
+
+
+def fill(data: Path, page_bytes: int, wanted: int) -> None:
+    """Fill what was cut off a data file with pages that LMDB refuses, from the front, so that the length tells how far it came.
+
+    A page cut in two goes with them: its keys would lead to nodes that are gone.  Whoever is killed here leaves a file that is
+    still cut short, and the next opening does the same.
+    """
+    descriptor = os.open(data, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        at = os.fstat(descriptor).st_size // page_bytes * page_bytes
+        while at < wanted:
+            at += os.pwrite(descriptor, NO_PAGE * min(FILL_BYTES, wanted - at), at)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Footing:

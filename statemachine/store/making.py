@@ -27,7 +27,6 @@ from statemachine.store.engine import (
     WRITER_LOCK,
     Opener,
     fsync,
-    lives,
     translated,
 )
 
@@ -120,7 +119,7 @@ def _is_left_over(directory: Path) -> bool:
     """Whether a directory has the name and the contents of one that is filled aside, and nobody is filling it."""
     named = _LEFTOVER.fullmatch(directory.name)
     try:
-        if named is None or lives(int(named[1])) or directory.is_symlink():
+        if named is None or presence.lives(int(named[1])) or directory.is_symlink():
             return False
         return {child.name for child in directory.iterdir()} <= PARTS and presence.is_free(directory)
     except (OSError, OverflowError):  # somebody else's, or no number of a process

@@ -156,3 +156,14 @@ def _name(pid: int) -> str:
         return f" ({Path('/proc', str(pid), 'comm').read_text(encoding='utf-8', errors='replace').strip()})"
     except OSError:
         return ""
+
+
+def lives(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

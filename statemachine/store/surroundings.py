@@ -14,7 +14,7 @@ from statemachine.clock import US_PER_DAY
 from statemachine.errors import ResetError, StoreUnavailable
 from statemachine.marks import ASIDE, DeadMarks, files
 from statemachine.store import engine as door
-from statemachine.store import making
+from statemachine.store import making, presence
 from statemachine.store.careful import Finding
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _leftovers(store: Store) -> Iterator[Finding]:
 def _readers(store: Store) -> Iterator[Finding]:
     newest = store.engine.info()["last_txnid"]
     for process, txn in store.engine.readers():
-        if not door.lives(process):
+        if not presence.lives(process):
             yield Finding("readers", "warning", f"process {process}", "it died while reading, and its slot keeps old pages alive",
                           "open the store once more: opening frees the slot")
         elif txn is not None and newest - txn > READER_COMMITS_MAX:

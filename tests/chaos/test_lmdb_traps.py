@@ -492,3 +492,27 @@ def test_store_unavailable_is_what_a_child_of_a_fork_gets(tmp_path: Path) -> Non
             say(process.exitcode, store.version_range("ann")[1], "fork" in said)
     """, tmp_path / "store")
     assert said == "0 1 True"
+
+
+def test_a_lock_file_that_a_killed_opener_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    """Who waited for it would write over the newest commit; it waits on until nobody has the file open, and opens anew."""
+    path = tmp_path / "store"
+    fill(path, "ann", [80.0])
+    table = bytearray((path / "lock.mdb").read_bytes())
+    assert table[48] > 0
+    table[48:56] = bytes(8)  # the number of the newest transaction, after magic, format and mutex: the maker writes it last
+    (path / "lock.mdb").write_bytes(table)
+    holder = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
+        import fcntl, os, sys, time
+        fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_SH, 1)
+        print("waiting", flush=True)
+        time.sleep(0.5)
+    """), str(path / "lock.mdb")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "waiting\n"
+    with opened(path) as store:
+        assert holder.poll() is not None, "the file could be made anew only when nobody else had it open"
+        assert ResetManager(store).perform_reset("ann", **BY).version == 2
+    holder.wait()
+    holder.stdout.close()
+    assert_versions(path, {"ann": 2})
