@@ -763,8 +763,12 @@ def test_a_file_of_marks_that_finds_no_room_stops_no_later_opening(
     """An opening without room for its marks fails typed and lets go of all of it: this process can open it later."""
     fill(tmp_path / "store", "u", [80.0])
 
-    def full(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, *range_of_bytes: int) -> None:
+        if "owners" in os.readlink(f"/proc/self/fd/{descriptor}"):  # not the lock file, which is made first
+            raise OSError(number, os.strerror(number))
+        allocate(descriptor, *range_of_bytes)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", full)
