@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
-from chaos import conforming, obligations, running, spin, tied
-from chaos.obligations import Verdict
+from chaos import running
+from chaos.conform import conforming
+from chaos.model import obligations, spin, tied
+from chaos.model.obligations import Verdict
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from chaos import monitor, rows
+from chaos.conform import monitor, rows
 from chaos.history import Event
 from chaos.oracle import ANY, Oracle
 from chaos.target import Target

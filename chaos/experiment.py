@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from chaos import monitor, rows
+from chaos.conform import monitor, rows
 from chaos.suite import Plan
 from chaos.target import Target
 from statemachine import ResetError

@@ -1,5 +1,5 @@
 /* Is what an audit log tells of one user a behaviour of reset.pml?  (-DFOLLOW)
-   $FOLLOW names a file that chaos/follow.py wrote: first the breaker at the start (mode, generation) and the head's author, then for each attempt
+   $FOLLOW names a file that chaos/conform/follow.py wrote: first the breaker at the start (mode, generation) and the head's author, then for each attempt
    (owner's key, base, generation, mode, and 1 where it was refused as suspect or 2 where the log has no row of it), then one line a row, in the log's order:
    kind, attempt, outcome (of an operator's word: the mode before it), author of its base, version after it, breaker's mode and generation after it, whether a row of the
    breaker's move names it as its cause.  -1 stands for what the log does not tell.

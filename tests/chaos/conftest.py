@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from chaos import monitor, rows
+from chaos.conform import monitor, rows
 from statemachine import ResetError, Store, StoreUnavailable
 from statemachine.audit import configure_for_command
 from statemachine.store.engine import DATA

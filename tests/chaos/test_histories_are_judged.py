@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.monitor import Rejection
+from chaos.conform.monitor import Rejection
 from statemachine import ResetManager, Store, audit
 from statemachine.store.engine import DATA
 from tests.chaos.conftest import rejected

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from chaos import graph, tied
-from chaos.drive import step
-from chaos.world import Told, World, durable, hooked
+from chaos.model import graph, tied
+from chaos.model.drive import step
+from chaos.model.world import Told, World, durable, hooked
 from statemachine import BodyWeight, Store
 from statemachine.testing import CountingIds, ManualClock
 
 if TYPE_CHECKING:
-    from chaos.graph import Edge, Graph
+    from chaos.model.graph import Edge, Graph
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("spin") and shutil.which("gcc")) and not os.environ.get("CI"), reason="SPIN is missing; CI installs it",

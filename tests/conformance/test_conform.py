@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chaos import follow, monitor, rows
-from chaos.forgeries import FORGERIES, Forgery, forged, scene
-from chaos.histories import BY, Shape, shape_of, world
+from chaos.conform import follow, monitor, rows
+from chaos.conform.forgeries import FORGERIES, Forgery, forged, scene
+from chaos.conform.histories import BY, Shape, shape_of, world
 from statemachine import BreakerOpen, BreakerPolicy, MutationFailed, Store, audit
 from statemachine.store import fencing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chaos.histories import World
+    from chaos.conform.histories import World
 
 HISTORIES = 200
 HISTORIES_LONG = 1_000

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from chaos import obligations
+from chaos.model import obligations
 
 ROOT: Final = Path(__file__).parents[2]
 SPECS: Final = ROOT / "specs"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chaos import graph, obligations, spin, tied
-from chaos.drive import drive, moves
-from chaos.world import Difference
+from chaos.model import graph, obligations, spin, tied
+from chaos.model.drive import drive, moves
+from chaos.model.world import Difference
 from statemachine import breaker
 from statemachine.machine import NEXT, Phase
 from statemachine.marks import RUNNING
@@ -25,7 +25,7 @@ from statemachine.store.draft import Draft
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chaos.graph import Graph
+    from chaos.model.graph import Graph
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("spin") and shutil.which("gcc")) and not os.environ.get("CI"), reason="SPIN is missing; CI installs it",

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from chaos import obligations, spin
+from chaos.model import obligations, spin
 
 SPECS: Final = Path(__file__).parents[2] / "specs"
 DOCUMENT: Final = (SPECS / "README.md").read_text(encoding="utf-8")

@@ -766,7 +766,7 @@ def test_a_file_of_marks_that_finds_no_room_stops_no_later_opening(
     allocate = os.posix_fallocate
 
     def full(descriptor: int, *range_of_bytes: int) -> None:
-        if "owners" in os.readlink(f"/proc/self/fd/{descriptor}"):  # not the lock file, which is made first
+        if "owners" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):  # not the lock file, which is made first
             raise OSError(number, os.strerror(number))
         allocate(descriptor, *range_of_bytes)
 

@@ -9,8 +9,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from chaos.graph import Edge, Graph, paths
-from chaos.world import Difference, Process, World, hooked
+from chaos.model.graph import Edge, Graph, paths
+from chaos.model.world import Difference, Process, World, hooked
 from statemachine import InvalidTransition, ResetTransaction
 from statemachine.machine import TABLE
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from chaos import spin
+from chaos.model import spin
 
 EDGES: Final = "edges"
 

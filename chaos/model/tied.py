@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from typing import Final, NamedTuple
 
-from chaos.drive import Driven, drive, moves
-from chaos.graph import explored
-from chaos.obligations import Verdict, witnesses
-from chaos.world import Difference
+from chaos.model.drive import Driven, drive, moves
+from chaos.model.graph import explored
+from chaos.model.obligations import Verdict, witnesses
+from chaos.model.world import Difference
 from statemachine import audit
 from statemachine.machine import NEXT
 

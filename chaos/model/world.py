@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
-from chaos.environment import Reader, Tenant, renew
-from chaos.graph import Graph
+from chaos.model.environment import Reader, Tenant, renew
+from chaos.model.graph import Graph
 from statemachine import (
     BodyWeight,
     BreakerOpen,

@@ -17,8 +17,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from chaos.breakers import WAITS, Gauge, Wrong
-from chaos.rows import ENDINGS, Row, Seen
+from chaos.conform.breakers import WAITS, Gauge, Wrong
+from chaos.conform.rows import ENDINGS, Row, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

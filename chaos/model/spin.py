@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_INSTALLED: Final = Path(__file__).parent / "specs"
-MODELS: Final = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "specs"
+_INSTALLED: Final = Path(__file__).parents[1] / "specs"
+MODELS: Final = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "specs"
 """Within an installed package, or beside it in a checkout."""
 DEPTH_MAX: Final = 400_000
 MEGABYTES_MAX: Final = 6_000

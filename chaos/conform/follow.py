@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from chaos import spin
-from chaos.rows import Row
+from chaos.conform.rows import Row
+from chaos.model import spin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

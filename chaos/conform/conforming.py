@@ -8,9 +8,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from chaos import follow, monitor, rows
-from chaos.monitor import Verdict
-from chaos.rows import BadLog, Row
+from chaos.conform import follow, monitor, rows
+from chaos.conform.monitor import Verdict
+from chaos.conform.rows import BadLog, Row
 from statemachine import audit
 from statemachine.cli import console
 from statemachine.errors import InvalidInput

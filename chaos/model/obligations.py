@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from chaos import spin
+from chaos.model import spin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

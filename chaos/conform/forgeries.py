@@ -10,7 +10,7 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from chaos.histories import BY, KG, Shape, World
+from chaos.conform.histories import BY, KG, Shape, World
 from statemachine import BreakerPolicy, ResetError
 from statemachine.store import fencing
 
