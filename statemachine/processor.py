@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from statemachine import audit, codec, retention
+from statemachine import codec, retention
 from statemachine.attempt import ResetResult
 from statemachine.audit import Entry, Personal, Public, context_now
 from statemachine.breaker import Now
@@ -29,7 +29,7 @@ from statemachine.errors import (
 from statemachine.gate import why_kept
 from statemachine.manager import Incoming, ResetManager
 from statemachine.policy import Decision
-from statemachine.state import Measured, Measurement, Reading, user_key
+from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, record
 from statemachine.store.identities import Origin
@@ -234,7 +234,7 @@ class Processor:
         """Decide one measurement into the batch's draft."""
         name = measurement.user
         user = batch.users.get(name) or self.user(batch, name)
-        _require_identity(measurement)
+        identities.require_identity(measurement)
         key = identities.key_of(user.key, measurement)
         if measurement.at_us <= user.last_us:
             seen = batch.draft.identity(key)
@@ -495,7 +495,7 @@ class Intake:
     def _decide(self, batch: _Batch, stream: _Stream, row: SourceRow) -> Outcome:
         self._current = stream
         if row.measurement is not None:
-            _require_identity(row.measurement)
+            identities.require_identity(row.measurement)
         stream.saw(row.measurement)
         batch.present_us = stream.cursor.now_us
         if row.measurement is not None:
@@ -580,18 +580,6 @@ class Intake:
             outcome = self._processor.alone(row.measurement, origin, now, stream.cursor.now_us, finish)
         stream.settled()
         self._report(number, outcome)
-
-
-def _require_identity(measurement: Measured) -> None:
-    """Raise InvalidInput where somebody's own kind of measurement has no instant, or texts that are none."""
-    if type(measurement) is Measurement:
-        return  # it has looked at itself
-    try:
-        int(measurement.at_us)
-        f"{measurement.source}{measurement.value}{measurement.unit}".encode()
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        message = f"a measurement of {measurement.user!r} has no identity: {audit.said(error)}; give an aware `at`, valid Unicode"
-        raise InvalidInput(message, user=measurement.user) from error
 
 
 def _keep_unreadable(draft: Draft, stream: _Stream, row: SourceRow) -> Outcome:

@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
-from statemachine import codec
-from statemachine.state import Measured, Reading
+from statemachine import audit, codec
+from statemachine.errors import InvalidInput
+from statemachine.state import Measured, Measurement, Reading
 from statemachine.store import keys
 from statemachine.store.draft import Draft
 from statemachine.store.records import ACCEPTED, HELD, PRUNED, QUARANTINED, Aside, Identity
@@ -33,6 +34,18 @@ def digest(value: str, unit: str, source: str) -> bytes:
 def key_of(user: bytes, measurement: Measured) -> bytes:
     """The key of a measurement's identity."""
     return keys.identity(user, measurement.at_us, digest(measurement.value, measurement.unit, measurement.source))
+
+
+def require_identity(measurement: Measured) -> None:
+    """Raise InvalidInput where somebody's own kind of measurement has no instant, or texts that are none."""
+    if type(measurement) is Measurement:
+        return  # it has looked at itself
+    try:
+        int(measurement.at_us)
+        f"{measurement.source}{measurement.value}{measurement.unit}".encode()
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        message = f"a measurement of {measurement.user!r} has no identity: {audit.said(error)}; give an aware `at`, valid Unicode"
+        raise InvalidInput(message, user=measurement.user) from error
 
 
 def identity(
