@@ -53,11 +53,7 @@ def list_suites() -> None:
 
     Example: python -m chaos list
     """
-    for name, making in SUITES.items():
-        suite = making()
-        showing.OUT.print(Text(f"{name:14} {suite.summary}"))
-        if why := suite.unavailable():
-            showing.OUT.print(Text(f"{'':14} cannot run here: {why}", style="red"))
+    showing.OUT.print(showing.listing(_made()))
 
 
 def run(  # noqa: PLR0913 - each is an option

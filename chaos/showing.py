@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chaos.campaign import Finding, Ran
+from chaos.suite import Suite
 
 OUT: Final = Console(highlight=False, emoji=False)
 ERR: Final = Console(stderr=True, highlight=False, emoji=False)
@@ -64,6 +65,20 @@ class Bar:
 
 def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[:max(width - 3, 0)] + "..." if width > len("...") else ""
+
+
+def listing(suites: Mapping[str, Suite]) -> RenderableType:
+    """Each suite with what it does, how many faults its short plan has at least, and why it cannot run here."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("suite", no_wrap=True)
+    table.add_column("faults", justify="right")
+    table.add_column("what it does", overflow="fold")
+    for name, suite in suites.items():
+        told = Text(suite.summary)
+        if why := suite.unavailable():
+            told.append(f"\ncannot run here: {why}", style="red")
+        table.add_row(name, f"{suite.floor:,}", told)
+    return table
 
 
 def matrix(ran: Sequence[Ran], width: int) -> Iterator[RenderableType]:
