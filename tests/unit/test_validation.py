@@ -32,12 +32,16 @@ from statemachine.validation import (
 )
 
 LIMITS: Final = Limits()
-VALIDATOR: Final = StateValidator(body_weight_rules(LIMITS))
 T: Final = to_us(datetime(2026, 1, 5, tzinfo=UTC))
 NEVER: Final[list[Any]] = [
     math.nan, math.inf, -math.inf, None, "80", True, np.float64(80.0), np.float32(80.0), 80, Decimal(80), [1.0],
 ]
 NO_COUNTS: Final[list[Any]] = [-1, True, False, 1.0, math.nan, None, "1", np.int64(1), COUNT_MAX + 1]
+
+
+def validator() -> StateValidator:
+    """The rules, made anew for each test."""
+    return StateValidator(body_weight_rules(LIMITS))
 
 
 def started(kind: str = "initial", kg: float = 80.0) -> EstimatorState:
@@ -62,13 +66,13 @@ def changed(part: str, **values: Any) -> EstimatorState:
 
 def broken(state: Any, now_us: int | None = None) -> set[tuple[str, str]]:
     """The rules and paths that a state violates."""
-    return {(v.rule, v.path) for v in VALIDATOR.validate(state, now_us)}
+    return {(v.rule, v.path) for v in validator().validate(state, now_us)}
 
 
 def test_states_of_the_library_s_own_making_are_sound() -> None:
-    assert VALIDATOR.validate(sound(), T) == ()
+    assert validator().validate(sound(), T) == ()
     for kind in KINDS:
-        assert VALIDATOR.validate(started(kind), T) == ()
+        assert validator().validate(started(kind), T) == ()
 
 
 # Numbers with bounds.
@@ -94,7 +98,7 @@ def test_each_bound_is_inclusive(field: str) -> None:
     for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf)):
         state = changed("kalman", **{**others, field: value})
         assert (rule, path) in broken(state), value
-        found = next(v for v in VALIDATOR.validate(state) if v.path == path)
+        found = next(v for v in validator().validate(state) if v.path == path)
         assert found.value == repr(value)
         assert found.limit == f"a float from {low:g} to {high:g}"
 
@@ -214,7 +218,7 @@ def test_a_buffer_is_made_of_pairs(pair: Any) -> None:
 @pytest.mark.parametrize("packed", [b"1", bytes(15), bytes(17), sound().packed + b"\0"])
 def test_a_packed_buffer_has_whole_readings(packed: bytes) -> None:
     assert broken(sound().replace(packed=packed)) == {("buffer", "packed")}
-    assert VALIDATOR.validate(sound().replace(packed=packed), None, sound())
+    assert validator().validate(sound().replace(packed=packed), None, sound())
 
 
 # Counts, instants, adaptation, shape.
@@ -296,7 +300,7 @@ def test_a_state_has_its_parts(part: str, value: Any) -> None:
 
 @pytest.mark.parametrize("state", [None, 80.0, {}, (), "state", object()])
 def test_what_is_no_state_is_refused_without_raising(state: Any) -> None:
-    assert VALIDATOR.validate(state, T)
+    assert validator().validate(state, T)
 
 
 # `known`: what passed already.
@@ -313,8 +317,8 @@ def test_a_step_is_judged_as_by_itself(taken: list[tuple[int, float, float]], ki
     for after_us, kg, r in taken:
         at_us += after_us
         after = BODY_WEIGHT.step(state, Reading(at_us, (kg,), r))
-        alone = VALIDATOR.validate(after, now_us)
-        assert VALIDATOR.validate(after, now_us, state) == alone
+        alone = validator().validate(after, now_us)
+        assert validator().validate(after, now_us, state) == alone
         if alone:
             break
         state = after
@@ -342,7 +346,7 @@ def test_a_rule_that_raises_has_refused() -> None:
     def clumsy(_state: Any, _now_us: int | None, _known: Any) -> list[Violation]:
         raise ZeroDivisionError("x" * 500)
 
-    found = VALIDATOR.with_rules(Rule("clumsy", clumsy)).validate(changed("kalman", x0=1.0))
+    found = validator().with_rules(Rule("clumsy", clumsy)).validate(changed("kalman", x0=1.0))
     assert [(v.rule, v.path) for v in found] == [("estimate", "x[0]"), ("clumsy", "state")]
     assert found[1].value.startswith("ZeroDivisionError: xxx")
     assert len(found[1].value) == TEXT_CHARS_MAX
@@ -368,15 +372,15 @@ def test_a_rule_is_given_the_state_the_present_and_what_is_known() -> None:
 
 def test_the_fingerprint_is_that_of_rules_and_limits() -> None:
     """Equal for equal rules in every process, another for any limit, name or rule that differs."""
-    fingerprints = [VALIDATOR.fingerprint, VALIDATOR.with_rules(Rule("mine", finite_everywhere)).fingerprint,
-                    VALIDATOR.with_rules(Rule("mine", finite_everywhere, "2")).fingerprint,
-                    VALIDATOR.with_rules(Rule("yours", finite_everywhere)).fingerprint]
+    fingerprints = [validator().fingerprint, validator().with_rules(Rule("mine", finite_everywhere)).fingerprint,
+                    validator().with_rules(Rule("mine", finite_everywhere, "2")).fingerprint,
+                    validator().with_rules(Rule("yours", finite_everywhere)).fingerprint]
     for name in Limits.__struct_fields__:
         other = msgspec.structs.replace(LIMITS, **{name: getattr(LIMITS, name) * 2})
         fingerprints.append(StateValidator(body_weight_rules(other)).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
     for same in (body_weight_rules(Limits()), BODY_WEIGHT.rules):
-        assert StateValidator(same).fingerprint == VALIDATOR.fingerprint
+        assert StateValidator(same).fingerprint == validator().fingerprint
 
 
 def test_a_violation_is_one_readable_line() -> None:
