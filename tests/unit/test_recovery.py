@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import structlog
 
-from statemachine import ResetManager, Rule, StoreCorrupt, StoreFull, UserUnknown, VersionPruned, Violation
+from statemachine import ResetManager, Rule, StoreCorrupt, StoreFull, StoreLimits, UserUnknown, VersionPruned, Violation, codec
 from statemachine.audit import Row
-from statemachine.recovery import Recovered, images_at_hand
+from statemachine.recovery import Recovered, images_at_hand, recover
 from statemachine.store import Store, keys, log
-from statemachine.store.records import ACCEPTED, QUARANTINED, Head
-from tests.regression.scene import BY, PRESENT_US, START, fill, opened, raw, states, tear, weighed, working
+from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image
+from tests.regression.scene import BY, PRESENT_US, START, StillClock, fill, opened, raw, states, tear, weighed, working
 from tests.unit.doubles import Commit, Disk
 
 VERSIONS = 1_500
@@ -71,6 +72,7 @@ def test_a_restore_is_one_named_operation_and_ends_the_probation(path: Path) -> 
         assert store.draft().pin(b"ann") is not None
         result = manager.restore("ann", to_version=3, **BY)
         assert [operation.name for operation in result.operations] == ["restore version 3"]
+        assert states(store, "ann")[-1] == states(store, "ann")[2]
         assert last_row(store).personal.details == {"restored_version": 3}
         assert head_of(store).probation is None
         assert store.draft().pin(b"ann") is None
@@ -182,7 +184,10 @@ def test_a_torn_head_is_made_anew_as_the_log_has_it(path: Path) -> None:
         before, true = head_of(store), states(store, "ann")
         assert before.probation is not None
     torn(path)
-    with working(path) as (store, manager, _):
+    clock = StillClock()
+    clock.ticks = 1_000_000
+    with opened(path, clock=clock) as store:
+        manager = ResetManager(store)
         damaged = store.engine.get(keys.head(b"ann"))
         found = manager.recover("ann", **BY)
         assert found == Recovered("ann", LAST + 1, LAST + 1, 0, found.attempt_id if found else "")
@@ -233,10 +238,31 @@ def test_what_a_walk_back_leaves_out_is_quarantined_and_the_state_goes_on(path: 
         assert [identity.disposition for identity in identities[:LAST - 2]] == [ACCEPTED] * (LAST - 2)
         assert [identity.reason for identity in identities if identity.disposition == QUARANTINED].count(reason) == 2
         assert len(identities) == LAST + 1, "nothing is forgotten"
+        with pytest.raises(StoreCorrupt):
+            list(store.history("ann"))
+        image = log.entry(store.engine.get, b"ann", LAST + 1)
+        assert isinstance(image, Image)
+        assert (image.kind, image.author, image.at_us, image.admitted) == ("recovery", found.attempt_id, PRESENT_US, ())
         row = last_row(store)
         assert (row.public.base_version, row.public.new_version) == (LAST, LAST + 1)
         assert row.personal.details == {"from_version": LAST - 2, "left_out": 2, "head_bytes_kept": True}
         assert processor.process(weighed("ann", LAST + 1, 80.1)).version == LAST + 2
+
+
+def test_a_walk_back_keeps_to_the_number_of_versions_that_are_kept(path: Path) -> None:
+    torn(path, LAST)
+    with opened(path, limits=StoreLimits(versions_max=4)) as store:
+        assert ResetManager(store).recover("ann", **BY) is not None
+        assert store.version_range("ann") == (LAST - 2, LAST + 1)
+        assert head_of(store).first == LAST - 2
+
+
+def test_a_program_may_recover_without_a_person_asking(path: Path) -> None:
+    torn(path)
+    with working(path) as (store, manager, _):
+        assert recover(manager.context, "ann", PRESENT_US - 5) is not None
+        personal = last_row(store).personal
+        assert (personal.actor, personal.reason, personal.at_us) == ("", "", PRESENT_US - 5)
 
 
 def test_a_head_that_is_gone_is_made_anew_and_nothing_is_moved_aside(path: Path) -> None:
@@ -301,12 +327,13 @@ def test_rows_that_tell_of_no_commit_do_not_make_it_say_so_again(path: Path) -> 
 
 def test_other_users_rows_are_not_taken_for_it(path: Path) -> None:
     """Neither of one whose name begins alike, nor of one who comes next."""
-    for user in ("an", "anna", "anz"):
+    others = ("annA", "anna", "an", "anz", "ann-belle-marie-carlotta")
+    for user in others:
         fill(path, user, WEIGHTS[:2])
-    for key in (b"anna", b"an", b"ann", b"anz"):
-        torn(path, 1, user=key)
+    for user in (*others, "ann"):
+        torn(path, 1, user=user.encode())
     with working(path) as (store, manager, _):
-        for user in ("anna", "an", "anz", "ann"):
+        for user in (*others, "ann"):
             for _ in range(2):
                 with pytest.raises(StoreCorrupt):
                     manager.recover(user)
@@ -331,6 +358,36 @@ def test_after_a_commit_of_the_user_it_is_said_anew(path: Path) -> None:
             with pytest.raises(StoreCorrupt):
                 manager.recover("ann")
         assert len(unrecoverable(store)) == 2
+
+
+def test_where_no_row_of_the_user_reads_it_is_said(path: Path) -> None:
+    with working(path) as (store, _, _):
+        seqs = [row.public.seq for row in store.audit("ann")]
+    tear(path, *(keys.audit(seq) for seq in seqs[:-1]))
+    torn(path, 1)
+    with working(path) as (store, manager, _):
+        assert seqs, "there are rows"
+    tear(path, keys.audit(seqs[-1]))
+    with working(path) as (store, manager, _):
+        for _ in range(2):
+            with pytest.raises(StoreCorrupt):
+                manager.recover("ann")
+        rows = [value for _, value in store.engine.scan(keys.audit(0), keys.audit(2**62))]
+        assert sum(b"state.unrecoverable" in row for row in rows) == 1
+
+
+def test_the_event_of_an_unrecoverable_user_carries_the_caller_s_contextvars(path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def keep(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        seen.append(dict(event))
+        raise structlog.DropEvent
+
+    torn(path, 1)
+    structlog.configure(processors=[keep])
+    with working(path) as (_, manager, _), structlog.contextvars.bound_contextvars(request="r-1"), pytest.raises(StoreCorrupt):
+        manager.recover("ann")
+    assert [event.get("request") for event in seen if event["event"] == "state.unrecoverable"] == ["r-1"]
 
 
 def test_a_log_that_cannot_be_written_does_not_hide_the_damage(path: Path) -> None:
@@ -359,6 +416,11 @@ def test_images_at_hand_are_the_newest_that_read(path: Path) -> None:
     tear(path, keys.version(b"ann", LAST + 12), keys.version(b"ann", LAST + 5))
     with working(path) as (store, _, _):
         assert images_at_hand(store, b"ann") == (LAST + 1, LAST + 2, LAST + 3, LAST + 4, *range(LAST + 6, LAST + 12))
+    with raw(path) as txn:
+        key = keys.version(b"ann", LAST + 11)
+        txn.put(key, codec.seal(key, bytes((codec.IMAGE,)) + b"no image"))
+    with working(path) as (store, _, _):
+        assert images_at_hand(store, b"ann") == (1, *range(LAST + 1, LAST + 5), *range(LAST + 6, LAST + 11))
 
 
 def test_torn_head_of_a_long_log_is_made_anew_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from statemachine import BODY_WEIGHT, BodyWeight, EstimatorState, InvalidInput, Limits, Reading, Rule, StateValidator, Violation
 from statemachine.clock import US_PER_DAY, from_us, to_us
 from statemachine.policy import KINDS
+from statemachine.state import PAIR
 from statemachine.validation import (
     COUNT_MAX,
     DEPTH_MAX,
@@ -338,6 +339,216 @@ def test_a_step_that_is_surely_sound_asks_no_rule() -> None:
     assert asked == [after, after, None, after]
 
 
+def stepped() -> tuple[EstimatorState, EstimatorState]:
+    """A state of three readings, and the one a step later."""
+    state = started()
+    for day in (1, 2):
+        state = BODY_WEIGHT.step(state, Reading(T + day * US_PER_DAY, (80.0,), 0.15))
+    return state, BODY_WEIGHT.step(state, Reading(T + 3 * US_PER_DAY, (80.1,), 0.15))
+
+
+BAD_PARTS: Final[list[tuple[str, dict[str, Any]]]] = [
+    *(("kalman", {name: value}) for name, values in {
+        "x0": (10.0, 600.0, np.float64(80.0)), "x1": (2.0, -2.0, 0), "p00": (1e5, -1.0, 1), "p11": (20.0, -1.0, 1), "p01": (5.0,),
+        "p10": (5.0,), "q0": (5.0, math.nan), "q1": (1.0,), "r": (30.0,), "dt_days_max": (31.0,),
+        "at_us": (INSTANT_US_MAX + 1, None, T, float(T + 4 * US_PER_DAY)),
+    }.items() for value in values),
+    ("kalman", {"p01": 5.0, "p10": 5.0}), ("kalman", {"p01": 0, "p10": 0}),
+    ("kalman", {"p00": 1e4, "p01": 0.0, "p10": 0.0, "p11": 1e-9}),
+    *(("adaptation", {name: value}) for name, values in {
+        "reset_at": (None,), "count": (0, -1, True, COUNT_MAX + 1), "g": (1.5, -0.1, 0), "decay": (0.9,), "rate": (-1.0,),
+        "level": (-1.0,), "trend": (-1.0,), "observation": (-1.0,), "measurements": (-1,), "until_us": (None,),
+    }.items() for value in values),
+    *(("counters", {name: -1}) for name in ("x", "P", "buffer", "adaptation")),
+]
+
+
+@pytest.mark.parametrize(("part", "values"), BAD_PARTS, ids=str)
+def test_knowing_the_state_before_hides_nothing_wrong_in_a_part(part: str, values: dict[str, Any]) -> None:
+    """Each figure that a step may not have, or may not have changed, alone and with all else in order."""
+    before, after = stepped()
+    assert validator().validate(after, None, before) == ()
+    bad = msgspec.structs.replace(after, **{part: msgspec.structs.replace(getattr(after, part), **values)})
+    alone = validator().validate(bad)
+    assert alone
+    assert validator().validate(bad, None, before) == alone
+
+
+def repacked(state: EstimatorState, *pairs: tuple[int, float]) -> EstimatorState:
+    return msgspec.structs.replace(state, packed=b"".join(PAIR.pack(*pair) for pair in pairs))
+
+
+DAY: Final = US_PER_DAY
+BAD_BUFFERS: Final[dict[str, tuple[tuple[int, float], ...]]] = {
+    "newest too light": ((T, 80.0), (T + DAY, 80.0), (T + 2 * DAY, 80.0), (T + 3 * DAY, 19.0)),
+    "newest too heavy": ((T, 80.0), (T + DAY, 80.0), (T + 2 * DAY, 80.0), (T + 3 * DAY, 501.0)),
+    "newest at the one before": ((T, 80.0), (T + DAY, 80.0), (T + 2 * DAY, 80.0), (T + 2 * DAY, 80.0)),
+    "newest after the state": ((T, 80.0), (T + DAY, 80.0), (T + 2 * DAY, 80.0), (T + 3 * DAY + 1, 80.0)),
+    "an older one changed": ((T, 80.0), (T + DAY, 700.0), (T + 2 * DAY, 80.0), (T + 3 * DAY, 80.0)),
+    "more than before": ((T, 800.0), (T, 80.0), (T + DAY, 80.0), (T + 2 * DAY, 80.0), (T + 3 * DAY, 80.0)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BUFFERS)
+def test_knowing_the_state_before_hides_nothing_wrong_in_the_buffer(name: str) -> None:
+    before, after = stepped()
+    bad = repacked(after, *BAD_BUFFERS[name])
+    alone = validator().validate(bad)
+    assert alone
+    assert validator().validate(bad, None, before) == alone
+
+
+def test_knowing_the_state_before_hides_no_wrong_size_or_type() -> None:
+    before, after = stepped()
+
+    class Other(EstimatorState, frozen=True, array_like=True, gc=False):
+        pass
+
+    many = [(T - 40 + n, 80.0) for n in range(30)]
+    long_before = repacked(before, *many)
+    long_after = repacked(after, *many, (T + 3 * DAY, 80.0))
+    assert validator().validate(long_before) == ()
+    others = (
+        (msgspec.structs.replace(after, readings_max=0), before), (msgspec.structs.replace(after, readings_max=31), before),
+        (msgspec.structs.replace(after, packed=after.packed[:-1]), before),
+        (msgspec.structs.replace(after, packed=bytearray(after.packed)), before), (long_after, long_before),
+        (Other(*[getattr(after, name) for name in after.__struct_fields__]), before),
+    )
+    for bad, known in others:
+        alone = validator().validate(bad)
+        assert alone
+        assert validator().validate(bad, None, known) == alone
+
+
+def test_a_shortcut_that_raises_is_no_answer() -> None:
+    """Then the rules are asked, as they are where it says no, and where there is a present to judge by."""
+    for answer in (ZeroDivisionError, False, True):
+        def step(_state: Any, _known: Any, answer: Any = answer) -> bool:
+            if answer is ZeroDivisionError:
+                raise ZeroDivisionError
+            return bool(answer)
+
+        whole = StateValidator([in_one("whole", [Rule("no", lambda *_: [Violation("no", "p", "v", "l")])], step)])
+        assert bool(whole.validate("s", None, "k")) is (answer is not True)
+        assert whole.validate("s", 7, "k")
+        assert whole.validate("s", None, None)
+
+
+# What a violation says.
+
+SAYINGS: Final[list[tuple[EstimatorState, int | None, list[Violation]]]] = [
+    (changed("kalman", x0=10.0), None, [Violation("estimate", "x[0]", "10.0", "a float from 20 to 500", "kg")]),
+    (changed("kalman", x1=2.0), None, [Violation("estimate", "x[1]", "2.0", "a float from -1.5 to 1.5", "kg/day")]),
+    (changed("kalman", at_us=INSTANT_US_MAX + 1), None, [
+        Violation("estimate", "at", str(INSTANT_US_MAX + 1), "an int of the years 1 to 9999", "us")]),
+    (changed("kalman", at_us=T + 1), T, [Violation("estimate", "at", str(T + 1), f"not after the present, {T}", "us")]),
+    (changed("kalman", p00=2e4), None, [Violation("covariance", "P[0,0]", "20000.0", "a float from 1e-09 to 10000", "kg^2")]),
+    (changed("kalman", p11=11.0), None, [
+        Violation("covariance", "P[1,1]", "11.0", "a float from 1e-12 to 10", "kg^2/day^2")]),
+    (changed("kalman", p01=0.2), None, [Violation("covariance", "P", "[[1.0, 0.2], [0.1, 0.5]]", "symmetric")]),
+    (changed("kalman", p01=2.0, p10=2.0), None, [
+        Violation("covariance", "P", "[[1.0, 2.0], [2.0, 0.5]]", "positive definite")]),
+    (changed("kalman", p00=-1.0, p01=0.2), None, [
+        Violation("covariance", "P[0,0]", "-1.0", "a float from 1e-09 to 10000", "kg^2"),
+        Violation("covariance", "P", "[[-1.0, 0.2], [0.1, 0.5]]", "symmetric"),
+        Violation("covariance", "P", "[[-1.0, 0.2], [0.1, 0.5]]", "positive definite")]),
+    (changed("kalman", p00=1e4, p01=0.0, p10=0.0, p11=5e-7), None, [
+        Violation("covariance", "condition of P", "20000000000.0", "a float from 1 to 1e+10")]),
+    (changed("kalman", r=30.0), None, [
+        Violation("noise", "R", "30.0", "a float from 0.001 to 25", "kg^2"),
+        Violation("noise", "R adapting", "30.0", "a float from 0.001 to 25", "kg^2")]),
+    (changed("kalman", q0=8.0), None, [
+        Violation("noise", "Q[0,0]", "8.0", "a float from 1e-06 to 4", "kg^2/day"),
+        Violation("noise", "Q[0,0] adapting", "8.0", "a float from 1e-06 to 4", "kg^2/day")]),
+    (changed("kalman", q1=1.0), None, [
+        Violation("noise", "Q[1,1]", "1.0", "a float from 1e-10 to 0.25", "(kg/day)^2/day"),
+        Violation("noise", "Q[1,1] adapting", "1.0", "a float from 1e-10 to 0.25", "(kg/day)^2/day")]),
+    (changed("kalman", dt_days_max=31.0), None, [Violation("noise", "dt_days_max", "31.0", "a float from 1e-06 to 30", "days")]),
+    *((changed("adaptation", **{name: -1.0}), None, [
+        Violation("noise", f"{name} multiplier", "-1.0", "a float from 0 to inf"),
+        Violation("noise", f"{path} adapting", value, limit, unit)])
+      for name, path, value, limit, unit in (
+          ("observation", "R", repr(-sound().kalman.r), "a float from 0.001 to 25", "kg^2"),
+          ("level", "Q[0,0]", repr(-sound().kalman.q0), "a float from 1e-06 to 4", "kg^2/day"),
+          ("trend", "Q[1,1]", repr(-sound().kalman.q1), "a float from 1e-10 to 0.25", "(kg/day)^2/day"))),
+    (changed("adaptation", count=-1), None, [
+        Violation("adaptation", "count", "-1", f"an int from 0 to {COUNT_MAX}")]),
+    (changed("adaptation", count=1, g=1.5), None, [Violation("adaptation", "f", "1.5", "a float from 0 to 1")]),
+    (changed("adaptation", count=0, g=0.75), None, [Violation("adaptation", "f", "0.25", "0 at count 0")]),
+    (changed("adaptation", rate=-1.0), None, [Violation("adaptation", "rate", "-1.0", "a float above 0", "measurements")]),
+    (changed("adaptation", decay=0.5), None, [Violation("adaptation", "decay", "0.5", "exp(-1/rate)")]),
+    (changed("adaptation", measurements=-1), None, [Violation("adaptation", "measurements", "-1", "an int from 0 to 10000")]),
+    (changed("adaptation", until_us=None), None, [
+        Violation("adaptation", "until", "None", "an int of the years 1 to 9999", "us")]),
+    (changed("adaptation", reset_at=7), None, [Violation("adaptation", "reset_at", "7", "an aware datetime")]),
+    (changed("adaptation", reset_at=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))), None, [
+        Violation("adaptation", "reset_at", "0001-01-01T00:00:00+14:00", "in the years 1 to 9999 in UTC")]),
+    (changed("adaptation", reset_at=datetime(2026, 1, 6, tzinfo=UTC)), T, [
+        Violation("adaptation", "reset_at", "2026-01-06T00:00:00+00:00", "not in the future")]),
+    (changed("counters", P=-2), None, [Violation("counters", "P", "-2", f"an int from 0 to {COUNT_MAX}")]),
+    (msgspec.structs.replace(sound(), packed=bytes(15)), None, [
+        Violation("buffer", "packed", "15 bytes", "a multiple of 16 bytes")]),
+    (msgspec.structs.replace(sound(), readings_max="30"), None, [
+        Violation("buffer", "readings_max", "'30'", "an int from 1 to 30")]),
+    (msgspec.structs.replace(sound(), readings_max=1, packed=PAIR.pack(T - 1, 80.0) + PAIR.pack(T, 80.0)), None, [
+        Violation("buffer", "buffer", "2", "at most 1", "readings")]),
+    (repacked(sound(), (T - 1, 10.0)), None, [Violation("buffer", "buffer[0]", "10.0", "a float from 20 to 500", "kg")]),
+    (repacked(sound(), (T - 1, 80.0), (T - 1, 80.0)), None, [
+        Violation("buffer", "buffer[1]", str(T - 1), "later than the one before it", "us")]),
+    (repacked(sound(), (T - 1, 80.0), (T + 1, 80.0)), None, [
+        Violation("buffer", "buffer[1]", str(T + 1), f"not after the state's own {T}", "us")]),
+]
+
+
+@pytest.mark.parametrize(("state", "now_us", "violations"), SAYINGS, ids=[each[-1][0].path for each in SAYINGS])
+def test_a_violation_names_rule_path_value_limit_and_unit(
+    state: EstimatorState, now_us: int | None, violations: list[Violation],
+) -> None:
+    """They go to the error, to the audit log and before the eyes of whoever must mend it."""
+    assert validator().validate(state, now_us) == tuple(violations)
+
+
+def test_a_part_of_another_type_is_named_with_what_it_should_be() -> None:
+    """Parts in order are not named; whole states of another kind are."""
+    for name, value, wanted in (("kalman", None, "a Kalman"), ("packed", (), "a bytes"), ("adaptation", {}, "an Adaptation"),
+                                ("counters", 3, "a Counters")):
+        found = validator().validate(msgspec.structs.replace(sound(), **{name: value}))
+        shapes = [violation for violation in found if violation.rule == "shape"]
+        assert shapes == [Violation("shape", name, type(value).__name__, wanted.replace("an ", "a "))]
+
+    class Other(EstimatorState, frozen=True, array_like=True, gc=False):
+        pass
+
+    s = sound()
+    assert validator().validate(Other(*[getattr(s, name) for name in s.__struct_fields__])) == (
+        Violation("shape", "state", "Other", "a EstimatorState"),)
+
+
+def test_a_number_that_is_not_finite_is_named_by_its_path() -> None:
+    inside = {"a": [1.0, Deep(Plain((2.0, math.inf)))], 7: np.array([math.nan])}
+    assert list(finite_everywhere(inside)) == [
+        Violation("finite", "state['a'][1].inside.inside[1]", "inf", "finite"),
+        Violation("finite", "state[7]", "array([nan])", "an array of finite numbers")]
+    deep: Any = 1.0
+    for _ in range(DEPTH_MAX + 1):
+        deep = [deep]
+    (found,) = finite_everywhere(deep)
+    assert (found.rule, found.value, found.limit) == ("finite", "nested deeper", f"nested at most {DEPTH_MAX} deep")
+    assert found.path == "state" + "[0]" * (DEPTH_MAX + 1)
+
+
+def test_a_violation_without_a_unit_says_none() -> None:
+    assert str(Violation("covariance", "P", "m", "symmetric")) == "covariance: P is m, must be symmetric"
+
+
+def test_a_long_value_is_cut_at_its_limit_and_not_before() -> None:
+    """To the character: what fits is whole."""
+    for length, text in ((TEXT_CHARS_MAX - 2, "'" + "x" * (TEXT_CHARS_MAX - 2) + "'"),
+                         (TEXT_CHARS_MAX - 1, "'" + "x" * (TEXT_CHARS_MAX - 4) + "...")):
+        found = validator().validate(changed("kalman", x0="x" * length))
+        assert found[0].value == text
+
+
 # User rules, and what any rule may do.
 
 
@@ -349,6 +560,7 @@ def test_a_rule_that_raises_has_refused() -> None:
     found = validator().with_rules(Rule("clumsy", clumsy)).validate(changed("kalman", x0=1.0))
     assert [(v.rule, v.path) for v in found] == [("estimate", "x[0]"), ("clumsy", "state")]
     assert found[1].value.startswith("ZeroDivisionError: xxx")
+    assert found[1].limit == "checkable without an error"
     assert len(found[1].value) == TEXT_CHARS_MAX
 
 
