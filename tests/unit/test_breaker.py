@@ -558,6 +558,20 @@ def test_an_opened_breaker_says_why_and_until_when(why: str) -> None:
     assert admit(record, policy, at(6), "ann") == Admission("refuse", "open", retry_us)
 
 
+def test_a_breaker_of_nobody_draws_its_jitter_from_no_name() -> None:
+    record = settle(CLOSED, msgspec.structs.replace(WILD, failures_max=1), "failure", attempt_id="a", generation=0, now=at(5))
+    assert record.retry_us == at(5).at_us + cooldown_us(record, WILD, "")
+
+
+def test_a_cooldown_grows_sixty_four_times() -> None:
+    """A factor near 1 stops there, below the limit; no factor makes a number too large to be one."""
+    slow = BreakerPolicy(cooldown_s=10.0, cooldown_factor=1.01, cooldown_s_max=200.0, jitter=0.0)
+    times = [cooldown_us(Breaker(openings=number), slow, "u") for number in (64, 65, 66, 10_000)]
+    assert times[0] < times[1] == times[2] == times[3] == int(10.0 * 1.01**64 * US_PER_S)
+    steep = BreakerPolicy(cooldown_s=10.0, cooldown_factor=1_000.0, cooldown_s_max=200.0, jitter=0.0)
+    assert cooldown_us(Breaker(openings=10_000), steep, "u") == 200 * US_PER_S
+
+
 @pytest.mark.parametrize("why", ["users", "rate", "probe"])
 def test_an_opened_global_breaker_says_why_and_until_when(why: str) -> None:
     """Its jitter is that of no name."""
@@ -629,6 +643,11 @@ def test_a_user_that_fails_again_is_counted_once_and_where_it_failed_last() -> N
     record = lived(("u", "failure", 0), ("v", "failure", 1), ("w", "failure", 2), ("x", "success", 3), ("u", "failure", 25))
     assert slots(record) == [(0, 3, 2), (20, 1, 1)]
     assert slots(lived(("u", "failure", 5), ("u", "failure", 5))) == [(0, 1, 1)]
+
+
+@pytest.mark.parametrize(("seconds", "remembered"), [(129.9, 2), (130.0, 1)])
+def test_a_user_is_forgotten_with_the_slot_in_which_it_failed(seconds: float, remembered: int) -> None:
+    assert len(lived(("u", "failure", 0), ("v", "failure", seconds)).failing) == remembered
 
 
 def test_a_failure_that_ended_earlier_than_one_already_counted_adds_nothing() -> None:

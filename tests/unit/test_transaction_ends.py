@@ -258,8 +258,19 @@ def test_a_budget_used_up_meanwhile_refuses_the_commit(bench: Bench) -> None:
     assert tx.result.error == str(error.__cause__)
     row = bench.row()
     assert (row.public.outcome, row.public.phase) == ("rolled_back", "rolledback")
-    assert "budget of resets a minute" in row.personal.error
+    assert row.personal.error == "the commit found the budget of resets a minute used up"
     assert bench.slots() == []
+
+
+def test_a_breaker_that_changed_meanwhile_has_no_instant_though_the_budget_has(bench: Bench) -> None:
+    manager = ResetManager(bench.store, resets_per_minute=1)
+    with manager.transaction("u", **BY) as tx:
+        tx.apply("move", partial(move, 81.0))
+        manager.perform_reset("x", **BY)
+        manager.force_breaker("u", "forced-open", **BY)
+        with pytest.raises(BreakerOpen) as refused:
+            tx.commit()
+    assert (refused.value.scope, refused.value.reason, refused.value.retry_at_us) == ("user", "changed", None)
 
 
 @pytest.mark.parametrize("scope", ["user", "global"])
@@ -513,6 +524,27 @@ def test_an_attempt_that_could_not_begin_leaves_its_row(bench: Bench) -> None:
     assert row.public.outcome == "rolled_back"
 
 
+# Dry runs
+
+
+def test_a_dry_run_ends_as_one(bench: Bench) -> None:
+    """With the deltas that the reset would have; nothing more can be done with it."""
+    tx = bench.begun(FULL._replace(dry_run=True))
+    tx.apply("move", partial(move, 85.0))
+    result = tx.commit()
+    assert (result.outcome, result.version, result.base_version, result.error) == ("dry_run", None, 3, "")
+    assert result.delta_x is not None
+    assert result.delta_x[0] == pytest.approx(85.0 - 80.2, abs=0.2)
+    assert result.delta_P == (0.0, 0.0, 0.0, 0.0)
+    assert (tx.result, tx.phase) == (result, Phase.ROLLEDBACK)
+
+
+def test_a_dry_run_that_fails_says_why(bench: Bench) -> None:
+    tx = bench.begun(FULL._replace(dry_run=True))
+    result = tx.roll_back(ValueError("no"))
+    assert (result.outcome, result.version, result.error) == ("rolled_back", None, "ValueError: no")
+
+
 # What is recorded
 
 
@@ -629,6 +661,25 @@ def test_rules_are_told_what_has_passed_them_already_and_the_whole_is_judged_by_
             assert told == [before if known_before else None, first, None]
 
 
+def test_a_whole_that_breaks_a_rule_is_named_so(path: Path) -> None:
+    """Each operation had passed; the commit judges the state once more, by itself."""
+    strict: list[bool] = []
+
+    def changing(_: Any, __: int | None, ___: Any) -> list[Violation]:
+        return [Violation("changing", "state", "v", "l")] if strict else []
+
+    with opened(path, rules=[Rule("changing", changing)]) as store:
+        tx = ResetManager(store).transaction("u", **BY)
+        tx.begin()
+        tx.apply("move", partial(move, 81.0))
+        strict.append(True)
+        with pytest.raises(ResetValidationError) as refused:
+            tx.commit()
+        assert refused.value.operation == "the whole"
+        tx.roll_back(refused.value)
+        assert store.version_range("u") == (1, 3)
+
+
 # The version
 
 
@@ -719,33 +770,62 @@ def measured(bench: Bench, day: float, kg: float, disposition: int = HELD, reaso
 def test_measurements_move_with_the_commit_and_the_row_counts_them(bench: Bench) -> None:
     """In and out of quarantine; what was never seen is recorded; what stays where it was does not count."""
     old = [key for key, _ in bench.store.draft().identities(b"u", -1)]
-    draft, held = bench.store.draft(), measured(bench, 5, 90.0)
-    draft.put_identity(b"u", *held)
-    draft.put(keys.aside(b"u"), pack(Aside(1, START_US + 5 * DAY_US)))
+    draft, held, other = bench.store.draft(), measured(bench, 5, 90.0), measured(bench, 5.5, 90.0)
+    for each in (held, other):
+        draft.put_identity(b"u", *each)
+    draft.put(keys.aside(b"u"), pack(Aside(2, START_US + 5 * DAY_US)))
     bench.store.commit(draft)
     known = dict(bench.store.draft().identities(b"u", -1))
     unseen, stray = measured(bench, 6, 81.0, HELD, "why"), measured(bench, 7, 99.0)
     tx = bench.begun()
     tx.details = {"mine": 1}
     tx.apply("move", partial(move, 81.0))
-    tx.admit(old[0], known[old[0]])
-    tx.admit(*held)
-    tx.admit(*unseen)
-    tx.leave_out(old[1], known[old[1]], "does not fit")
     tx.leave_out(*stray, "a stray one")
+    for key in (unseen[0], old[0], held[0], other[0]):
+        tx.admit(key, dict([unseen]).get(key) or known[key])
+    for key in old[1:]:
+        tx.leave_out(key, known[key], "does not fit")
     tx.commit()
     after = dict(bench.store.draft().identities(b"u", -1))
     found = {key: (kept.disposition, kept.reason) for key, kept in after.items()}
     assert found == {
-        old[0]: (ACCEPTED, ""), old[1]: (QUARANTINED, "does not fit"), old[2]: (ACCEPTED, ""), held[0]: (ACCEPTED, ""),
-        unseen[0]: (ACCEPTED, ""), stray[0]: (QUARANTINED, "a stray one"),
+        old[0]: (ACCEPTED, ""), old[1]: (QUARANTINED, "does not fit"), old[2]: (QUARANTINED, "does not fit"),
+        held[0]: (ACCEPTED, ""), other[0]: (ACCEPTED, ""), unseen[0]: (ACCEPTED, ""), stray[0]: (QUARANTINED, "a stray one"),
     }
     assert all(after[key].values == known[key].values for key in known)
-    assert bench.store.draft().aside(b"u") == Aside(2, START_US + 7 * DAY_US)
+    assert bench.store.draft().aside(b"u") == Aside(3, START_US + 7 * DAY_US)
     details = bench.row().personal.details
-    assert details == {"mine": 1, "released_from_quarantine": 1, "withdrawn_to_quarantine": 1}
-    assert tx.admitted == (old[0], held[0], unseen[0])
-    assert list(bench.store.history("u"))[-1].admitted == 3
+    assert details == {"mine": 1, "released_from_quarantine": 2, "withdrawn_to_quarantine": 2}
+    assert tx.admitted == (unseen[0], old[0], held[0], other[0])
+    assert list(bench.store.history("u"))[-1].admitted == 4
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_transfer_one_way_is_counted_as_well(bench: Bench, released: bool) -> None:
+    draft, held = bench.store.draft(), measured(bench, 5, 90.0)
+    draft.put_identity(b"u", *held)
+    draft.put(keys.aside(b"u"), pack(Aside(1, START_US + 5 * DAY_US)))
+    bench.store.commit(draft)
+    tx = bench.begun()
+    tx.apply("move", partial(move, 81.0))
+    if released:
+        tx.admit(*held)
+    else:
+        key, kept = bench.store.draft().identities(b"u", -1)[0]
+        tx.leave_out(key, kept, "no")
+    tx.commit()
+    details = bench.row().personal.details
+    assert details == {"released_from_quarantine": int(released), "withdrawn_to_quarantine": int(not released)}
+
+
+def test_what_a_batch_has_taken_in_is_seen_by_what_follows_in_it(bench: Bench) -> None:
+    draft, new = bench.store.draft(), measured(bench, 6, 81.0)
+    tx = bench.begun(draft=draft)
+    tx.apply("move", partial(move, 81.0))
+    tx.admit(*new)
+    tx.commit()
+    assert [kept.disposition for key, kept in draft.identities(b"u", -1) if key == new[0]] == [ACCEPTED]
+    draft.drop()
 
 
 def test_a_new_reason_is_no_transfer(bench: Bench) -> None:
@@ -798,7 +878,7 @@ def test_the_attempts_of_a_batch_that_was_given_up_have_a_row_each(bench: Bench,
     draft.drop()
     (mark,) = bench.slots()
     assert (mark.state, mark.event, mark.outcome) == (ENDED, "reset.conflicted", "conflicted")
-    assert "batch was given up" in mark.error
+    assert mark.error == "its batch was given up and its input was taken anew"
     bench.manager.perform_reset("x", **BY)
     row = bench.row()
     assert (row.public.event, row.public.outcome, row.public.attempt_id) == ("reset.conflicted", "conflicted", tx.attempt_id)
