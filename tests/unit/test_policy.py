@@ -31,7 +31,7 @@ class Ruler:
         self.compared: list[Any] = []
 
     def step(self, state: Level, reading: Reading) -> Level:
-        return Level(reading.values[0], reading.at_us, reading.values[0] <= self.bound)
+        return Level(reading.values[0], reading.at_us, state.sound and reading.values[0] <= self.bound)
 
     def nis(self, state: Level, reading: Reading) -> float:
         return (reading.values[0] - state.value) ** 2

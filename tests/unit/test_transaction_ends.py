@@ -29,6 +29,7 @@ from statemachine import (
     ResetValidationError,
     Rule,
     Store,
+    StoreCorrupt,
     StoreFull,
     Violation,
 )
@@ -36,6 +37,7 @@ from statemachine.audit import Row
 from statemachine.breaker import Now
 from statemachine.clock import iso, to_us
 from statemachine.codec import pack, unpack, unseal
+from statemachine.machine import MACHINE
 from statemachine.marks import ENDED, RUNNING, SLOTS, WAITING, DeadMarks, Mark
 from statemachine.store import keys
 from statemachine.store.draft import Draft
@@ -43,7 +45,7 @@ from statemachine.store.identities import Origin, identity
 from statemachine.store.intents import Intent
 from statemachine.store.records import ACCEPTED, HELD, QUARANTINED, Aside, Identity, Pin, Probation
 from statemachine.transaction import REASON_CHARS_MAX, TRACE_CHARS_MAX, Attempt, Context, require_version
-from tests.regression.scene import BY, DAY_US, PRESENT_US, START, StillClock, broken, fill, opened, weighed
+from tests.regression.scene import BY, DAY_US, PRESENT_US, START, StillClock, broken, fill, opened, tear, weighed
 from tests.unit.doubles import Commit, Disk
 
 START_US: Final = to_us(START)
@@ -545,6 +547,26 @@ def test_a_dry_run_that_fails_says_why(bench: Bench) -> None:
     assert (result.outcome, result.version, result.error) == ("rolled_back", None, "ValueError: no")
 
 
+def test_an_attempt_on_a_user_that_cannot_be_read_leaves_nothing(path: Path) -> None:
+    """It has not begun: no mark, no row, and the state's own error."""
+    tear(path, keys.head(b"u"))
+    bench = bench_at(path)
+    with bench.store:
+        rows = len(list(bench.store.audit()))
+        with pytest.raises(StoreCorrupt):
+            bench.begun()
+        assert (bench.slots(), len(list(bench.store.audit()))) == ([], rows)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_attempts_of_a_live_manager_fire_the_machine_itself(bench: Bench, live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    (transition,) = MACHINE.events["commit"].transitions["VALIDATED"]
+    monkeypatch.setattr(transition, "before", [lambda: called.append("commit")])
+    ResetManager(bench.store, live=live).perform_reset("u", **BY)
+    assert called == ["commit"] * live
+
+
 # What is recorded
 
 
@@ -738,6 +760,17 @@ def test_a_first_state_has_nothing_before_it_to_be_pinned(bench: Bench) -> None:
     head = head_of(bench, "new")
     assert head.probation == Probation(START_US, 0, "initial", 1)
     assert (head.run_since_us, head.reset_us, head.version) == (START_US, START_US, 1)
+
+
+def test_a_first_state_may_stand_without_probation(bench: Bench) -> None:
+    state = bench.store.load("u")
+    assert state is not None
+    tx = bench.begun(Attempt("new", "rebuild"))
+    assert (tx.result, tx.head) == (None, None)
+    tx.probation = False
+    tx.apply("start", lambda _: state.state)
+    tx.commit()
+    assert (head_of(bench, "new").probation, pin_of(bench, b"new")) == (None, None)
 
 
 def test_a_state_that_goes_back_in_time_keeps_later_measurements_late(bench: Bench) -> None:

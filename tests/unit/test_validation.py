@@ -166,6 +166,28 @@ def test_only_a_covariance_is_one(p: list[list[float]], refused: set[tuple[str, 
     assert broken(sound().replace(P=p)) == refused
 
 
+@pytest.mark.parametrize(("p", "condition"), [
+    ([[4.0, 0.0], [0.0, 1.0]], 4.0), ([[2.0, 1.0], [1.0, 2.0]], 3.0), ([[1.0, 0.0], [0.0, 1.0]], 1.0),
+])
+def test_the_condition_is_the_ratio_of_the_eigenvalues(p: list[list[float]], condition: float) -> None:
+    """Up to the limit and that included; what is told is the ratio."""
+    s = sound().replace(P=p)
+    assert StateValidator(body_weight_rules(Limits(condition_max=condition))).validate(s) == ()
+    (found,) = StateValidator(body_weight_rules(Limits(condition_max=math.nextafter(condition, 0.0)))).validate(s)
+    assert (found.path, found.value) == ("condition of P", repr(condition))
+
+
+def test_a_covariance_may_be_asymmetric_by_so_much_of_its_trace() -> None:
+    """What rounding leaves is taken, to the limit and that included."""
+    lax = StateValidator(body_weight_rules(Limits(asymmetry_max=0.25)))
+    for off, refused in ((1.0, False), (math.nextafter(1.0, 2.0), True)):
+        for p01, p10 in ((off, 0.0), (0.0, off)):
+            s = changed("kalman", p00=2.0, p11=2.0, p01=p01, p10=p10)
+            assert bool(lax.validate(s)) is refused
+            if not refused:
+                assert lax.validate(s, None, s) == ()
+
+
 def test_limits_are_the_caller_s() -> None:
     """A rule obeys the limits that it was made with."""
     limits = Limits(weight_kg_max=79.9, p_level_kg2_max=0.5, buffer_readings_max=0, r_kg2_min=0.2)
@@ -202,6 +224,8 @@ def test_a_buffered_instant_is_one(at_us: int) -> None:
 
 
 def test_a_buffer_has_a_size() -> None:
+    one = msgspec.structs.replace(sound(), readings_max=1, packed=PAIR.pack(T, 80.0))
+    assert validator().validate(one) == ()
     full = [(T - 40 + n, 80.0) for n in range(31)]
     assert buffered(*full[1:]) == set()
     assert buffered(*full) == {("buffer", "buffer")}
@@ -288,7 +312,8 @@ def test_the_future_is_judged_only_where_there_is_a_present() -> None:
 def test_an_instant_is_an_int_that_a_calendar_holds(at_us: Any) -> None:
     assert ("estimate", "at") in broken(changed("kalman", at_us=at_us))
     assert broken(changed("adaptation", until_us=at_us)) == {("adaptation", "until")}
-    assert broken(changed("adaptation", until_us=INSTANT_US_MAX)) == set()
+    for bound in (INSTANT_US_MIN, INSTANT_US_MAX):
+        assert broken(changed("adaptation", until_us=bound)) == set()
 
 
 @pytest.mark.parametrize(("part", "value"), [
