@@ -34,7 +34,7 @@ from statemachine import (
     Violation,
 )
 from statemachine.audit import Row
-from statemachine.breaker import Now
+from statemachine.breaker import Breaker, Now
 from statemachine.clock import iso, to_us
 from statemachine.codec import pack, unpack, unseal
 from statemachine.machine import MACHINE
@@ -627,6 +627,31 @@ def test_what_counts_as_a_failure_of_the_reset(bench: Bench, error: BaseExceptio
     """An error of the caller's code or of its result; not one of the store, of a conflict, or of leaving."""
     bench.begun().roll_back(error)
     assert bench.breaker().failures == failures
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_attempt_that_ends_clears_the_suspicion_of_its_input(bench: Bench, fails: bool) -> None:
+    """Of that input at that base version, and of no other."""
+    draft = bench.store.draft()
+    draft.put(keys.breaker(b"u"), pack(Breaker(suspects=(("the input", 3, 1), ("the input", 2, 1), ("another", 3, 1)))))
+    bench.store.commit(draft)
+    tx = bench.begun()
+    tx.apply("move", partial(move, 81.0))
+    if fails:
+        tx.roll_back(ValueError("no"))
+    else:
+        tx.commit()
+    assert bench.breaker().suspects == (("the input", 2, 1), ("another", 3, 1))
+
+
+def test_an_input_that_killed_the_process_too_often_is_refused(bench: Bench) -> None:
+    draft = bench.store.draft()
+    draft.put(keys.breaker(b"u"), pack(Breaker(suspects=(("the input", 3, 3), ("another", 3, 2)))))
+    bench.store.commit(draft)
+    with pytest.raises(BreakerOpen) as refused:
+        bench.begun()
+    assert (refused.value.scope, refused.value.reason) == ("user", "suspect")
+    bench.begun(FULL._replace(input="another")).roll_back()
 
 
 def test_a_success_counts_for_the_breaker(bench: Bench) -> None:
