@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -573,6 +573,7 @@ def test_attempts_of_a_live_manager_fire_the_machine_itself(bench: Bench, live: 
 def test_the_row_of_a_commit_is_whole(path: Path) -> None:
     """Every part of it, each from where it belongs; texts are cut at their limits."""
     bench = bench_at(path)
+    bench.clock.ticks = 1_000_000
     with bench.store, structlog.contextvars.bound_contextvars(trace_id="t" * 100):
         first = bench.manager.perform_reset("u", **BY)
         bench.fail("u")
@@ -599,6 +600,54 @@ def test_the_row_of_a_commit_is_whole(path: Path) -> None:
         assert 0 < operation.duration_us < 50
         assert (result.outcome, result.user, result.kind, result.base_version, result.version) == ("committed", "u", "gap", 4, 5)
         assert (result.error, result.operations, result.withheld) == ("", (operation,), False)
+
+
+def test_the_event_of_an_attempt_carries_the_caller_s_contextvars(path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def keep(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        seen.append(dict(event))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[keep])
+    bench = bench_at(path)
+    with bench.store, structlog.contextvars.bound_contextvars(request="r-1"):
+        bench.begun().roll_back()
+    assert [event.get("request") for event in seen if event["event"] == "reset.rolled_back"] == ["r-1"]
+
+
+def test_an_operation_that_fails_is_recorded_as_failed(bench: Bench) -> None:
+    """With the violations of the candidate, where that is why."""
+    tx = bench.begun()
+    with pytest.raises(MutationFailed, match=r"^operation 'fail' on 'u' raised KeyError: ") as failed:
+        tx.apply("fail", broken)
+    assert failed.value.operation == "fail"
+    with pytest.raises(ResetValidationError) as refused:
+        tx.apply("spoil", partial(move, 5.0))
+    assert tx.violations == refused.value.violations
+    assert refused.value.operation == "spoil"
+    tx.roll_back(refused.value)
+    row = bench.row()
+    assert [(each.name, each.ok) for each in row.personal.operations] == [("fail", False), ("spoil", False)]
+    assert row.personal.violations == refused.value.violations
+    with pytest.raises(MutationFailed, match=r"^operation 'convert' on 'u' returned a int, not a state$"):
+        bench.begun().apply("convert", lambda _: 7)
+
+
+def test_what_was_just_read_need_not_be_read_again(bench: Bench) -> None:
+    """A head and a state that are given are what the attempt starts from."""
+    loaded, head = bench.store.load("u", 2), bench.store.head("u")
+    assert loaded is not None
+    assert head is not None
+    tx = ResetTransaction(bench.context, FULL)
+    tx.begin(msgspec.structs.replace(head, version=2), loaded.state)
+    assert tx.base_version == 2
+    assert tx.before is tx.state is loaded.state
+    tx.roll_back()
+    tx = ResetTransaction(bench.context, FULL)
+    tx.begin(head)
+    assert tx.before == bench.store.estimator.decode(head.state)
+    tx.roll_back()
 
 
 def test_a_row_without_a_trace_or_a_head_says_so(bench: Bench) -> None:
