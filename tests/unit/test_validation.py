@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Final
 
@@ -300,6 +300,24 @@ def test_a_reset_happened_at_an_aware_instant_that_is_past(at: Any, refused: boo
     assert broken(state, T) == ({("adaptation", "reset_at")} if refused else set())
 
 
+class Nowhere(tzinfo):
+    """A zone that knows no offset, so that what is in it is no instant."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> str:
+        return "nowhere"
+
+
+def test_a_reset_in_a_zone_without_an_offset_is_at_no_instant() -> None:
+    state = changed("adaptation", reset_at=datetime(2026, 1, 5, tzinfo=Nowhere()))
+    assert [(v.path, v.limit) for v in validator().validate(state)] == [("reset_at", "an aware datetime")]
+
+
 def test_the_future_is_judged_only_where_there_is_a_present() -> None:
     """What is read is checked without one."""
     state = changed("kalman", at_us=T + 1)
@@ -372,12 +390,14 @@ def stepped() -> tuple[EstimatorState, EstimatorState]:
     return state, BODY_WEIGHT.step(state, Reading(T + 3 * US_PER_DAY, (80.1,), 0.15))
 
 
+ALMOST_ONE: Final = 1.0 - 1e-11
 BAD_PARTS: Final[list[tuple[str, dict[str, Any]]]] = [
     *(("kalman", {name: value}) for name, values in {
         "x0": (10.0, 600.0, np.float64(80.0)), "x1": (2.0, -2.0, 0), "p00": (1e5, -1.0, 1), "p11": (20.0, -1.0, 1), "p01": (5.0,),
         "p10": (5.0,), "q0": (5.0, math.nan), "q1": (1.0,), "r": (30.0,), "dt_days_max": (31.0,),
         "at_us": (INSTANT_US_MAX + 1, None, T, float(T + 4 * US_PER_DAY)),
     }.items() for value in values),
+    ("kalman", {"p00": 1.0, "p01": ALMOST_ONE, "p10": ALMOST_ONE, "p11": 1.0}),
     ("kalman", {"p01": 5.0, "p10": 5.0}), ("kalman", {"p01": 0, "p10": 0}),
     ("kalman", {"p00": 1e4, "p01": 0.0, "p10": 0.0, "p11": 1e-9}),
     *(("adaptation", {name: value}) for name, values in {
@@ -457,6 +477,18 @@ def test_a_shortcut_that_raises_is_no_answer() -> None:
         assert bool(whole.validate("s", None, "k")) is (answer is not True)
         assert whole.validate("s", 7, "k")
         assert whole.validate("s", None, None)
+
+
+def test_rules_in_one_are_told_what_each_alone_is_told() -> None:
+    asked: list[Any] = []
+
+    def curious(state: Any, now_us: int | None, known: Any) -> list[Violation]:
+        asked.append((state, now_us, known))
+        return []
+
+    whole = StateValidator([in_one("whole", [Rule("one", curious), Rule("two", curious)], lambda *_: False)])
+    assert whole.validate("s", 7, "k") == whole.validate("s", None, "k") == ()
+    assert asked == [("s", 7, "k")] * 2 + [("s", None, "k")] * 2
 
 
 # What a violation says.
