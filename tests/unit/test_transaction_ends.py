@@ -327,6 +327,128 @@ def test_a_probe_is_leased_with_an_intent_of_its_own(bench: Bench) -> None:
     assert bench.breaker().probe == ""
 
 
+def test_the_mark_of_a_probe_stands_before_its_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds it knows that no user code ran, and gives the slot back."""
+    bench.fail("u", "u")
+    bench.clock.wall_us += COOLED_US
+    commit, seen = bench.store.commit, []
+
+    def watched(draft: Draft) -> list[Row]:
+        seen.extend(bench.slots())
+        return commit(draft)
+
+    monkeypatch.setattr(bench.store, "commit", watched)
+    tx = bench.begun(FULL._replace(now=None))
+    (mark,) = seen
+    assert (mark.state, mark.event, mark.outcome, mark.attempt_id) == (
+        WAITING, "reset.interrupted", "interrupted", tx.attempt_id)
+    tx.roll_back()
+
+
+@pytest.mark.parametrize(("intents", "commits"), [("process", 0), ("durable", 1)])
+def test_an_ordinary_beginning_costs_no_commit_unless_it_is_to_be_durable(path: Path, intents: Any, commits: int) -> None:
+    bench = bench_at(path, intents=intents)
+    with bench.store:
+        before = bench.disk.commits
+        tx = bench.begun()
+        assert bench.disk.commits - before == commits
+        tx.roll_back()
+        bench.fail("x", "x")
+        bench.clock.wall_us += COOLED_US
+        before = bench.disk.commits
+        probe = bench.begun(Attempt("x", "admin"))
+        assert bench.disk.commits - before == 1, "a probe's lease comes with its intent"
+        probe.roll_back()
+
+
+def test_an_expected_version_that_is_not_there_is_a_conflict_and_nobody_s_failure(bench: Bench) -> None:
+    """It moves nothing of the breaker: neither what failed before nor who is suspect."""
+    before = Breaker(failures=1, suspects=(("the input", 3, 1),))
+    draft = bench.store.draft()
+    draft.put(keys.breaker(b"u"), pack(before))
+    bench.store.commit(draft)
+    tx = ResetTransaction(bench.context, FULL._replace(expect_version=2))
+    with pytest.raises(ConflictError) as conflict:
+        tx.begin()
+    assert tx.result is not None
+    assert (tx.result.outcome, tx.phase) == ("conflicted", Phase.ROLLEDBACK)
+    row = bench.row()
+    assert (row.public.event, row.public.outcome) == ("reset.conflicted", "conflicted")
+    assert row.personal.error == tx.result.error == f"ConflictError: {conflict.value}"
+    assert (bench.breaker(), bench.slots()) == (before, [])
+
+
+@pytest.mark.parametrize("scope", ["user", "global"])
+@pytest.mark.parametrize("whose", ["another's", "its own"])
+def test_a_probe_of_another_process_is_asked_after(
+    bench: Bench, scope: str, whose: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where its holder turns out to be dead the slot is free again; a holder in this process is alive."""
+    owner = bench.store.committer.owner + (whose == "another's")
+    key = keys.breaker(b"u") if scope == "user" else keys.GLOBAL_BREAKER
+    held = Breaker(mode="half-open", generation=5, openings=1, probe="0" * 32, probe_owner=owner)
+
+    def put(record: Breaker) -> None:
+        draft = bench.store.draft()
+        draft.put(key, pack(record))
+        bench.store.commit(draft)
+
+    put(held)
+    asked: list[bool] = []
+
+    def settled() -> int:
+        asked.append(True)
+        put(msgspec.structs.replace(held, generation=6, probe="", probe_owner=0))
+        return 1
+
+    monkeypatch.setattr(bench.store, "settle_dead", settled)
+    if whose == "its own":
+        with pytest.raises(BreakerOpen) as refused:
+            bench.begun()
+        assert (refused.value.scope, refused.value.reason, asked) == (scope, "probing", [])
+        return
+    tx = bench.begun()
+    assert asked == [True]
+    assert bench.breaker("u" if scope == "user" else "").probe == tx.attempt_id
+    tx.apply("move", partial(move, 81.0))
+    assert tx.commit().outcome == "committed"
+    assert bench.breaker("u" if scope == "user" else "").mode == "closed"
+
+
+@pytest.mark.parametrize("scope", ["user", "global"])
+def test_a_refused_caller_is_told_the_breaker_s_own_instant(path: Path, scope: str) -> None:
+    """With the jitter that was drawn for it."""
+    bench = bench_at(path)
+    with bench.store:
+        never: dict[str, Any] = {"failure_rate_max": None, "cooldown_s": 600.0, "jitter": 1.0}
+        manager = ResetManager(
+            bench.store, breaker=BreakerPolicy(failures_max=1 if scope == "user" else 9, **never),
+            global_breaker=GlobalBreakerPolicy(users_max=1 if scope == "global" else 9, **never))
+        bench._replace(manager=manager).fail("u")
+        record = bench.breaker("u" if scope == "user" else "")
+        with pytest.raises(BreakerOpen) as refused:
+            manager.perform_reset("u", **BY)
+        assert (refused.value.scope, refused.value.retry_at_us) == (scope, record.retry_us)
+
+
+def test_of_two_that_may_probe_a_user_the_slower_is_told_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.fail("u", "u")
+    bench.clock.wall_us += COOLED_US
+    slow, fast = (ResetTransaction(bench.context, Attempt("u", "admin")) for _ in range(2))
+    commit, first = bench.store.commit, iter([True])
+
+    def late(draft: Draft) -> list[Row]:
+        if next(first, False):
+            fast.begin()
+        return commit(draft)
+
+    monkeypatch.setattr(bench.store, "commit", late)
+    with pytest.raises(BreakerOpen) as refused:
+        slow.begin()
+    assert (refused.value.scope, refused.value.reason) == ("user", "probing")
+    fast.roll_back()
+
+
 # The errors
 
 
@@ -626,7 +748,7 @@ def test_an_operation_that_fails_is_recorded_as_failed(bench: Bench) -> None:
         tx.apply("spoil", partial(move, 5.0))
     assert tx.violations == refused.value.violations
     assert refused.value.operation == "spoil"
-    tx.roll_back(refused.value)
+    assert tx.roll_back(refused.value).violations == refused.value.violations
     row = bench.row()
     assert [(each.name, each.ok) for each in row.personal.operations] == [("fail", False), ("spoil", False)]
     assert row.personal.violations == refused.value.violations

@@ -535,8 +535,8 @@ SAYINGS: Final[list[tuple[EstimatorState, int | None, list[Violation]]]] = [
     (changed("adaptation", rate=-1.0), None, [Violation("adaptation", "rate", "-1.0", "a float above 0", "measurements")]),
     (changed("adaptation", decay=0.5), None, [Violation("adaptation", "decay", "0.5", "exp(-1/rate)")]),
     (changed("adaptation", measurements=-1), None, [Violation("adaptation", "measurements", "-1", "an int from 0 to 10000")]),
-    (changed("adaptation", until_us=None), None, [
-        Violation("adaptation", "until", "None", "an int of the years 1 to 9999", "us")]),
+    (changed("adaptation", until_us="x"), None, [
+        Violation("adaptation", "until", "'x'", "an int of the years 1 to 9999", "us")]),
     (changed("adaptation", reset_at=7), None, [Violation("adaptation", "reset_at", "7", "an aware datetime")]),
     (changed("adaptation", reset_at=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))), None, [
         Violation("adaptation", "reset_at", "0001-01-01T00:00:00+14:00", "in the years 1 to 9999 in UTC")]),
