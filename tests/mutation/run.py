@@ -87,6 +87,7 @@ def prepare(work: Path, module: str, judges: tuple[str, ...]) -> None:
             shutil.copytree(ROOT / name, work / name, dirs_exist_ok=True, ignore=ignored)
         else:
             shutil.copy2(ROOT / name, work / name)
+    (work / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # which test reaches what is found out anew each time
     settings = {
         "source_paths": [LIBRARY], "only_mutate": [f"{LIBRARY}/{module}.py"],
         "also_copy": [name for name in COPIED if name != LIBRARY], "pytest_add_cli_args": list(OPTIONS),

@@ -33,18 +33,20 @@ from statemachine import (
     StoreFull,
     Violation,
 )
+from statemachine.attempt import Attempt, Context
 from statemachine.audit import Row
 from statemachine.breaker import Breaker, Now
 from statemachine.clock import iso, to_us
 from statemachine.codec import pack, unpack, unseal
 from statemachine.machine import MACHINE
 from statemachine.marks import ENDED, RUNNING, SLOTS, WAITING, DeadMarks, Mark
+from statemachine.state import require_version
 from statemachine.store import keys
 from statemachine.store.draft import Draft
 from statemachine.store.identities import Origin, identity
 from statemachine.store.intents import Intent
 from statemachine.store.records import ACCEPTED, HELD, QUARANTINED, Aside, Identity, Pin, Probation
-from statemachine.transaction import REASON_CHARS_MAX, TRACE_CHARS_MAX, Attempt, Context, require_version
+from statemachine.transaction import REASON_CHARS_MAX, TRACE_CHARS_MAX
 from tests.regression.scene import BY, DAY_US, PRESENT_US, START, StillClock, broken, fill, opened, tear, weighed
 from tests.unit.doubles import Commit, Disk
 
