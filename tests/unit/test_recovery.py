@@ -11,11 +11,23 @@ from typing import Any, Final
 import pytest
 import structlog
 
-from statemachine import ResetManager, Rule, StoreCorrupt, StoreFull, StoreLimits, UserUnknown, VersionPruned, Violation, codec
+from statemachine import (
+    CommitInDoubt,
+    ResetManager,
+    Rule,
+    StoreCorrupt,
+    StoreFull,
+    StoreLimits,
+    UserUnknown,
+    VersionPruned,
+    Violation,
+    codec,
+)
 from statemachine.audit import Row
 from statemachine.recovery import Recovered, images_at_hand, recover
 from statemachine.store import Store, keys, log
 from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image
+from statemachine.transaction import ResetTransaction
 from tests.regression.scene import BY, PRESENT_US, START, StillClock, fill, opened, raw, states, tear, weighed, working
 from tests.unit.doubles import Commit, Disk
 
@@ -76,6 +88,24 @@ def test_a_restore_is_one_named_operation_and_ends_the_probation(path: Path) -> 
         assert last_row(store).personal.details == {"restored_version": 3}
         assert head_of(store).probation is None
         assert store.draft().pin(b"ann") is None
+
+
+def test_a_restore_interrupted_after_its_commit_is_in_doubt(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the commit's return and the caller's."""
+    commit = ResetTransaction.commit
+
+    def late(tx: ResetTransaction) -> None:
+        commit(tx)
+        raise KeyboardInterrupt
+
+    with working(path) as (store, manager, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(ResetTransaction, "commit", late)
+            with pytest.raises(CommitInDoubt) as doubt:
+                manager.restore("ann", to_version=3, **BY)
+        assert isinstance(doubt.value.__cause__, KeyboardInterrupt)
+        assert doubt.value.attempt_id == last_row(store).public.attempt_id
+        assert store.version_range("ann") == (1, LAST + 1)
 
 
 # The version to go back to

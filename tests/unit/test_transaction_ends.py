@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from statemachine import (
+    BodyWeight,
     BreakerOpen,
     BreakerPolicy,
     CommitInDoubt,
@@ -29,6 +30,7 @@ from statemachine import (
     ResetValidationError,
     Rule,
     Store,
+    StoreBusy,
     StoreCorrupt,
     StoreFull,
     Violation,
@@ -640,6 +642,7 @@ def test_an_attempt_that_could_not_begin_leaves_its_row(bench: Bench) -> None:
     bench.disk.commit = full_disk
     with pytest.raises(StoreFull) as full:
         tx.begin()
+    assert (full.value.user, full.value.attempt_id) == ("u", tx.attempt_id)
     bench.disk.commit = None
     (mark,) = bench.slots()
     assert (mark.state, mark.event, mark.outcome) == (ENDED, "reset.rolled_back", "rolled_back")
@@ -648,6 +651,105 @@ def test_an_attempt_that_could_not_begin_leaves_its_row(bench: Bench) -> None:
     row = bench.manager.inspect(tx.attempt_id)
     assert row is not None
     assert row.public.outcome == "rolled_back"
+
+
+# An error or an interrupt at an awkward moment
+
+
+def test_an_error_of_ours_in_the_block_names_the_attempt_whose_row_it_has(bench: Bench) -> None:
+    """Unless it names another already, or the attempt has no row; errors of others are left as they are."""
+    def raised(error: BaseException, **settings: Any) -> str:
+        tx = bench.manager.transaction("u", **BY, **settings)
+        with pytest.raises(type(error)), tx:
+            raise error
+        return tx.attempt_id
+
+    bare, dry, named = StoreFull("full"), StoreFull("full"), StoreFull("full")
+    named.user, named.attempt_id = "x", "another"
+    attempt_id = raised(bare)
+    assert (bare.user, bare.attempt_id) == ("u", attempt_id)
+    raised(dry, dry_run=True)
+    assert (dry.user, dry.attempt_id) == (None, None)
+    raised(named)
+    assert (named.user, named.attempt_id) == ("x", "another")
+    foreign = ValueError("x")
+    raised(foreign)
+    assert not hasattr(foreign, "attempt_id")
+
+
+@pytest.mark.parametrize("how", ["alone", "in a batch", "dry"])
+def test_an_interrupt_between_the_commit_and_its_return(bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is doubt where something is durable, and an interrupt where nothing is."""
+    tx = bench.begun(FULL._replace(dry_run=how == "dry"), bench.store.draft() if how == "in a batch" else None)
+    tx.apply("move", partial(move, 81.0))
+
+    def late(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tx, "_finished", late)
+    if how != "alone":
+        with pytest.raises(KeyboardInterrupt):
+            tx.commit()
+        return
+    with pytest.raises(CommitInDoubt, match=f"attempt {tx.attempt_id} on 'u' was interrupted after its commit") as doubt:
+        tx.commit()
+    assert (doubt.value.user, doubt.value.attempt_id) == ("u", tx.attempt_id)
+    assert isinstance(doubt.value.__cause__, KeyboardInterrupt)
+    with pytest.raises(ContractBroken):
+        tx.roll_back()
+
+
+def test_there_is_doubt_only_about_a_commit(bench: Bench) -> None:
+    """Not about a rollback that is durable, nor where an error of ours has said how it ended."""
+    tx = bench.begun()
+    tx.apply("move", partial(move, 81.0))
+    tx.roll_back()
+    tx.tell_doubt(KeyboardInterrupt())
+    done = bench.begun()
+    done.tell_doubt(KeyboardInterrupt())
+    done.apply("move", partial(move, 81.0))
+    done.commit()
+    done.tell_doubt(StoreFull("full"))
+    with pytest.raises(CommitInDoubt):
+        done.tell_doubt(KeyboardInterrupt())
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_an_interrupt_while_a_rollback_is_written_reaches_the_caller(
+    bench: Bench, translated: bool, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the store has made an error of its own of it; the row is written by the next commit."""
+    def cut_off(_: Draft) -> list[Row]:
+        if translated:
+            message = "cut off"
+            raise StoreBusy(message) from KeyboardInterrupt()
+        raise KeyboardInterrupt
+
+    tx, luck = bench.begun(), ValueError("bad luck")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "commit", cut_off)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tx.roll_back(luck)
+    if translated:
+        assert caught.value.__cause__ is luck
+    (mark,) = bench.slots()
+    assert (mark.state, mark.event, mark.error) == (ENDED, "reset.rolled_back", "ValueError: bad luck")
+    bench.manager.perform_reset("x", **BY)
+    assert bench.row().public.outcome == "rolled_back"
+
+
+def test_a_candidate_that_cannot_be_stored_is_the_mutation_s_fault(path: Path) -> None:
+    """Before anything rests on it."""
+    class Mute(BodyWeight):
+        def encode(self, state: Any) -> bytes:
+            return "text" if state.kalman.x0 == 77.0 else super().encode(state)  # type: ignore[return-value]
+
+    with opened(path, estimator=Mute()) as store:
+        tx = ResetManager(store).transaction("u", **BY)
+        with tx:
+            with pytest.raises(MutationFailed, match=r"^operation 'mute' on 'u' returned a state that .* as str") as failed:
+                tx.apply("mute", partial(move, 77.0))
+            assert (failed.value.operation, failed.value.user, failed.value.attempt_id) == ("mute", "u", tx.attempt_id)
 
 
 # Dry runs
