@@ -712,6 +712,12 @@ def test_there_is_doubt_only_about_a_commit(bench: Bench) -> None:
     done.tell_doubt(StoreFull("full"))
     with pytest.raises(CommitInDoubt):
         done.tell_doubt(KeyboardInterrupt())
+    draft = bench.store.draft()
+    one_of_many = bench.begun(draft=draft)
+    one_of_many.apply("move", partial(move, 82.0))
+    one_of_many.commit()
+    bench.store.commit(draft)
+    one_of_many.tell_doubt(KeyboardInterrupt())  # whoever commits the batch is told
 
 
 @pytest.mark.parametrize("translated", [False, True])
