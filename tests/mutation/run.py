@@ -16,7 +16,9 @@ import difflib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -43,7 +45,9 @@ JUDGES: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
 The first are asked about all, and each further group, which is slower, about those that survive the ones before.
 """
 
-KILLED: Final = (1, 3)
+KILLED: Final = (1, 2, 3)
+"""A test failed; an interrupt came through that should have been made an error of ours; pytest itself broke."""
+
 TIMED_OUT: Final = (24, 36, 152, 255, -24, -9)
 SURVIVED: Final = 0
 UNTESTED: Final = (5, 33)
@@ -103,9 +107,15 @@ def mutate(work: Path, children: int, mutants: list[str]) -> None:
     """Let mutmut test the named mutants, or all it has no answer for yet."""
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation", "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(children), *mutants]
-    done = subprocess.run(command, cwd=work, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"mutmut ended with {done.returncode} in {work}")
+    # In a session of its own: Ctrl-C would end the tests of a mutant as a change does that lets an interrupt through.
+    with subprocess.Popen(command, cwd=work, env=environment, start_new_session=True) as running:
+        try:
+            code = running.wait()
+        except BaseException:
+            os.killpg(running.pid, signal.SIGTERM)
+            raise
+    if code:
+        sys.exit(f"mutmut ended with {code} in {work}")
 
 
 def results(work: Path, module: str) -> list[Mutant]:
@@ -230,7 +240,7 @@ def report(found: dict[str, list[Mutant]]) -> str:
                 lines += [f"- `{mutant.function}`: {shorter(mutant.change)}" for mutant in named] + [""]
         if without := list(unexplained(module, left)):
             lines += ["**Without a reason yet:**", "", *(f"- {name}" for name in without), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
 def main() -> int:
