@@ -76,6 +76,13 @@ def long(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Mutate the modules on which a reset rests, and see which tests notice; arguments are those of tests/mutation/run.py."""
+    session.install("-e", ".[mutation]")
+    session.run("python", "tests/mutation/run.py", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure; arguments are those of `python -m benchmarks`."""
     session.install("-e", ".")

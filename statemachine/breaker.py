@@ -82,9 +82,9 @@ class BreakerPolicy(_Policy, frozen=True, kw_only=True):
     the share of them that failed is at least `failure_rate_max` (None: the share does not matter), judged at a failure.
     The window is counted in twelfths: it reaches `window_s` back, and at most one twelfth further.
 
-    The first cooldown is `cooldown_s`; each opening without a closing between makes it `cooldown_factor` times as long, up
-    to `cooldown_s_max`; `jitter` is the largest fraction added to it.  After it, `successes_to_close` probes in succession
-    close the breaker.  An input on which the process died `suspects_max` times is refused.
+    The first cooldown is `cooldown_s`; each opening without a closing between makes it `cooldown_factor` times as long, 64
+    times at most and up to `cooldown_s_max`; `jitter` is the largest fraction added to it.  After it, `successes_to_close`
+    probes in succession close the breaker.  An input on which the process died `suspects_max` times is refused.
 
     Raises InvalidInput for a figure out of its bounds.
     """

@@ -13,22 +13,34 @@ from statemachine import InvalidInput
 from statemachine.breaker import (
     CLOSED,
     FAILING_MAX,
+    FORCED,
+    SECONDS_KEPT_MAX,
+    SLOTS,
+    SLOTS_KEPT_MAX,
     SUSPECTS_KEPT_MAX,
+    UNSPENT,
     US_PER_S,
     Admission,
     Breaker,
     BreakerPolicy,
+    Budget,
     GlobalBreakerPolicy,
     Now,
     Result,
     admit,
+    affordable,
+    checked,
     cooldown_us,
+    counted,
     forced,
     lease,
     let_go,
+    resets_counted,
     settle,
     settle_global,
+    spent,
     suspected,
+    too_many,
 )
 
 SHAPE: Final[dict[str, Any]] = {"cooldown_s": 10.0, "cooldown_factor": 3.0, "cooldown_s_max": 200.0, "jitter": 0.0}
@@ -523,3 +535,201 @@ def test_a_policy_of_nonsense_is_refused(policy: type[Any], field: str, values: 
 def test_a_policy_of_sense_is_taken(named: dict[str, Any]) -> None:
     for policy in (BreakerPolicy(**named), GlobalBreakerPolicy(**named), GlobalBreakerPolicy(users_max=None, **named)):
         assert cooldown_us(Breaker(openings=10**6), policy, "u") <= 2 * 7 * 86_400 * US_PER_S
+
+
+# Records in full.
+
+
+WILD: Final = msgspec.structs.replace(POLICY, jitter=1.0)
+WILD_GLOBAL: Final = msgspec.structs.replace(GLOBAL, jitter=1.0, users_max=1)
+SHARED: Final[dict[str, Any]] = {"failure_rate_max": 0.5, "attempts_min": 1}
+
+
+@pytest.mark.parametrize("why", ["failures", "rate", "probe"])
+def test_an_opened_breaker_says_why_and_until_when(why: str) -> None:
+    """The same instant that a refused caller is told; its jitter is drawn from the name of the user."""
+    policy = msgspec.structs.replace(WILD, failures_max=1 if why != "rate" else 9, **(SHARED if why == "rate" else {}))
+    record = CLOSED if why != "probe" else lease(opened(), "a", 1)
+    record = settle(record, policy, "failure", attempt_id="a", generation=record.generation, now=at(5), name="ann")
+    assert (record.mode, record.opened_by) == ("open", why)
+    retry_us = at(5).at_us + cooldown_us(record, policy, "ann")
+    assert cooldown_us(record, policy, "ann") != cooldown_us(record, policy, "bob") != cooldown_us(record, policy, "None")
+    assert record.retry_us == retry_us
+    assert admit(record, policy, at(6), "ann") == Admission("refuse", "open", retry_us)
+
+
+def test_a_breaker_of_nobody_draws_its_jitter_from_no_name() -> None:
+    record = settle(CLOSED, msgspec.structs.replace(WILD, failures_max=1), "failure", attempt_id="a", generation=0, now=at(5))
+    assert record.retry_us == at(5).at_us + cooldown_us(record, WILD, "")
+
+
+def test_a_cooldown_grows_sixty_four_times() -> None:
+    """A factor near 1 stops there, below the limit; no factor makes a number too large to be one."""
+    slow = BreakerPolicy(cooldown_s=10.0, cooldown_factor=1.01, cooldown_s_max=200.0, jitter=0.0)
+    times = [cooldown_us(Breaker(openings=number), slow, "u") for number in (64, 65, 66, 10_000)]
+    assert times[0] < times[1] == times[2] == times[3] == int(10.0 * 1.01**64 * US_PER_S)
+    steep = BreakerPolicy(cooldown_s=10.0, cooldown_factor=1_000.0, cooldown_s_max=200.0, jitter=0.0)
+    assert cooldown_us(Breaker(openings=10_000), steep, "u") == 200 * US_PER_S
+
+
+@pytest.mark.parametrize("why", ["users", "rate", "probe"])
+def test_an_opened_global_breaker_says_why_and_until_when(why: str) -> None:
+    """Its jitter is that of no name."""
+    policy = msgspec.structs.replace(WILD_GLOBAL, **({"users_max": None, **SHARED} if why == "rate" else {}))
+    record = CLOSED if why != "probe" else lease(msgspec.structs.replace(opened()), "a", 1)
+    record = settle_global(record, policy, "failure", user=b"ann", attempt_id="a", generation=record.generation, now=at(5))
+    assert (record.mode, record.opened_by) == ("open", why)
+    assert record.retry_us == at(5).at_us + cooldown_us(record, policy, "")
+    assert admit(record, policy, at(6), "") == Admission("refuse", "open", record.retry_us)
+
+
+def test_a_lease_is_a_generation_of_its_own() -> None:
+    """What an earlier version noted of a probe given back is over with it."""
+    before = msgspec.structs.replace(opened(), cooled=True)
+    assert lease(before, "x", 7) == msgspec.structs.replace(
+        before, mode="half-open", generation=before.generation + 1, cooled=False, probe="x", probe_owner=7)
+
+
+def test_as_many_probes_close_it_as_the_policy_says() -> None:
+    """Each success gives the slot to the next; the last closes with nothing left but the suspects."""
+    policy = msgspec.structs.replace(POLICY, successes_to_close=3)
+    record = msgspec.structs.replace(opened(), suspects=(("k", 1, 1),))
+    for number in (1, 2):
+        leased = lease(record, "a", 7)
+        record = settle(leased, policy, "success", attempt_id="a", generation=leased.generation, now=at(99))
+        assert record == msgspec.structs.replace(
+            leased, generation=leased.generation + 1, probe="", probe_owner=0, successes=number)
+        assert admit(record, policy, at(99), "u") == Admission("probe")
+    leased = lease(record, "a", 7)
+    record = settle(leased, policy, "success", attempt_id="a", generation=leased.generation, now=at(99))
+    assert record == Breaker(generation=leased.generation + 1, suspects=(("k", 1, 1),))
+
+
+def test_an_operator_s_release_leaves_nothing_but_the_generation() -> None:
+    assert let_go(msgspec.structs.replace(opened(2), suspects=(("k", 1, 1),))) == Breaker(generation=opened(2).generation + 1)
+
+
+def test_a_mode_that_no_operator_may_choose_is_named_with_those_that_one_may() -> None:
+    wrong: Any = "half-open"
+    with pytest.raises(InvalidInput) as refused:
+        forced(CLOSED, wrong)
+    assert "'half-open'" in str(refused.value)
+    assert ", ".join(FORCED) in str(refused.value)
+
+
+# What the global breaker counts, slot by slot: a window of 120 s is counted in slots of 10 s.
+
+COUNTING: Final = GlobalBreakerPolicy(users_max=None, window_s=120.0, failure_rate_max=1.0, attempts_min=1_000, **SHAPE)
+
+
+def lived(*steps: tuple[str, Result, float]) -> Breaker:
+    """The record after attempts of (user, result, seconds)."""
+    record = CLOSED
+    for user, result, seconds in steps:
+        record = settle_global(record, COUNTING, result, user=user.encode(), attempt_id="a", generation=0, now=at(seconds))
+    return record
+
+
+def slots(record: Breaker) -> list[tuple[float, int, int]]:
+    return [((begin - T) / US_PER_S, attempts, failed) for begin, attempts, failed in record.ended]
+
+
+def test_successes_and_failures_are_counted_where_they_ended() -> None:
+    assert slots(lived(("u", "success", 0), ("v", "success", 3), ("w", "failure", 12))) == [(0, 2, 0), (10, 1, 1)]
+
+
+def test_a_user_that_fails_again_is_counted_once_and_where_it_failed_last() -> None:
+    """Others who failed with it stay where they were; one that fails twice at one instant is one failure."""
+    record = lived(("u", "failure", 0), ("v", "failure", 1), ("w", "failure", 2), ("x", "success", 3), ("u", "failure", 25))
+    assert slots(record) == [(0, 3, 2), (20, 1, 1)]
+    assert slots(lived(("u", "failure", 5), ("u", "failure", 5))) == [(0, 1, 1)]
+
+
+@pytest.mark.parametrize(("seconds", "remembered"), [(129.9, 2), (130.0, 1)])
+def test_a_user_is_forgotten_with_the_slot_in_which_it_failed(seconds: float, remembered: int) -> None:
+    assert len(lived(("u", "failure", 0), ("v", "failure", seconds)).failing) == remembered
+
+
+def test_a_failure_that_ended_earlier_than_one_already_counted_adds_nothing() -> None:
+    """Unless that one lies a whole window ahead, and so belongs to another stream."""
+    assert slots(lived(("u", "failure", 119.9), ("u", "failure", 0))) == [(110, 1, 1)]
+    assert slots(lived(("u", "failure", 120), ("u", "failure", 0))) == [(0, 1, 1), (120, 1, 1)]
+
+
+@pytest.mark.parametrize(("apart", "opens"), [(119.9, True), (120.0, False)])
+def test_users_count_together_for_less_than_a_window_either_way(apart: float, opens: bool) -> None:
+    policy = msgspec.structs.replace(COUNTING, users_max=2)
+    for first, second in ((0.0, apart), (apart, 0.0)):
+        record = settle_global(CLOSED, policy, "failure", user=b"u", attempt_id="a", generation=0, now=at(first))
+        record = settle_global(record, policy, "failure", user=b"v", attempt_id="a", generation=0, now=at(second))
+        assert (record.mode == "open") is opens
+
+
+def test_of_too_many_slots_the_nearest_are_kept() -> None:
+    """What a stream counted far ahead does not crowd out what counts now."""
+    width_us = 10 * US_PER_S
+    many = tuple((T + n * width_us, 2, 1) for n in range(-SLOTS, 90) if n)
+    kept = counted(many, COUNTING, T, ended=1, failed=1)
+    assert [(begin - T) // width_us for begin, _, _ in kept] == list(range(-SLOTS, SLOTS_KEPT_MAX - SLOTS))
+    assert {begin: rest for begin, *rest in kept}[T] == [1, 1]
+    assert counted(kept, COUNTING, T - 3 * width_us, ended=1, failed=0)[SLOTS - 3] == (T - 3 * width_us, 3, 1)
+
+
+def test_the_share_is_of_a_window_back_and_a_window_ahead() -> None:
+    """To the slot: the one that begins a window and a slot before is out, the one that begins a window after is in."""
+    policy = msgspec.structs.replace(COUNTING, attempts_min=1)
+    for slots_away, within in ((-SLOTS - 1, False), (-SLOTS, True), (SLOTS, True), (SLOTS + 1, False)):
+        assert too_many(((T + slots_away * 10 * US_PER_S, 1, 1),), policy, T) is within
+    assert not too_many(((T, 2, 1),), policy, T)
+    assert not too_many(((T, 1, 1),), msgspec.structs.replace(policy, failure_rate_max=None), T)
+
+
+def test_the_smallest_window_has_slots_of_a_microsecond() -> None:
+    tiny = msgspec.structs.replace(COUNTING, window_s=1e-6)
+    assert counted((), tiny, T + 1, ended=1, failed=0) == ((T + 1, 1, 0),)
+
+
+# The budget.
+
+
+def test_a_budget_of_nothing_refuses_and_knows_no_end() -> None:
+    assert affordable(UNSPENT, 0, at(0)) == Admission("refuse", "budget", None)
+
+
+def test_what_counts_against_a_budget_is_counted_in_whole_seconds() -> None:
+    """Sixty of them on either side of the one that it is."""
+    seconds = at(0.5).at_us // US_PER_S
+    record = Budget(wall=tuple((seconds + n, 1) for n in (-61, -60, 0, 60, 61)), event=((seconds, 9),))
+    assert resets_counted(record, at(0.5)) == resets_counted(record, at(0)) == 3
+    assert affordable(record, 4, at(0.5)) == Admission("admit")
+    assert affordable(record, 3, at(0.5)) == Admission("refuse", "budget", (seconds - 60 + 61) * US_PER_S)
+
+
+def test_of_too_many_seconds_the_nearest_are_kept() -> None:
+    """A stream that reaches far ahead does not crowd out what counts now."""
+    second = at(0).at_us // US_PER_S
+    record = spent(Budget(wall=tuple((second + n, 1) for n in range(-120, 600) if n)), at(0))
+    kept = [begin - second for begin, _ in record.wall]
+    assert len(kept) == SECONDS_KEPT_MAX
+    assert kept == list(range(-120, 120))
+    assert resets_counted(record, at(0)) == 121
+
+
+# Figures.
+
+
+def test_a_figure_that_is_none_says_what_it_must_be() -> None:
+    """Whole where its bounds are whole; a bound that is itself refused is said to be so."""
+    for value in (0, 10, True, 1.0, "1", None):
+        with pytest.raises(InvalidInput, match=r"^size is .*; it must be a whole number, at least 1 and at most 9$") as refused:
+            checked("size", value, 1, 9)
+        assert repr(value) in str(refused.value)
+    for figure in (0.0, 9.5, float("nan"), False, "1"):
+        with pytest.raises(InvalidInput, match=r"it must be a finite number, above 0\.0 and at most 9\.0$"):
+            checked("share", figure, 0.0, 9.0, above=True)
+    checked("size", 1, 1, 9)
+    checked("size", 9, 1, 9)
+    checked("share", 0.0, 0.0, 9.0)
+    checked("share", 9, 0.0, 9.0, above=True)
+    with pytest.raises(InvalidInput):
+        BreakerPolicy(cooldown_factor=1_000.5)
