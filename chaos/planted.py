@@ -77,8 +77,8 @@ def _unchecked(_txn: Any, draft: Draft, breakers: Breakers) -> Any:
 def _stale_head() -> AbstractContextManager[object]:
     read = Draft.head
 
-    def read_twice(self: Draft, user: bytes) -> Any:
-        head = read(self, user)
+    def read_twice(self: Draft, user: bytes, **more: Any) -> Any:
+        head = read(self, user, **more)
         self.expected[keys.head(user)] = self._engine.get(keys.head(user))
         return head
 
@@ -199,11 +199,11 @@ def _forgetful() -> AbstractContextManager[object]:
 def _unfenced() -> AbstractContextManager[object]:
     fill = Committer._fill  # noqa: SLF001 - the bug is in there
 
-    def unchecked(self: Committer, txn: Any, batch: list[Any]) -> Any:
+    def unchecked(self: Committer, txn: Any, batch: list[Any], *lost: Any) -> Any:
         key = keys.owner(self.owner)
         if txn.get(key) is None:
             txn.put(key, codec.seal(key, bytes(8)))
-        return fill(self, txn, batch)
+        return fill(self, txn, batch, *lost)
 
     return mock.patch.object(Committer, "_fill", unchecked)
 

@@ -123,10 +123,10 @@ class RLock(Lock):
 
 
 class Condition:
-    """`threading.Condition`, over an RLock of its own."""
+    """`threading.Condition`, over the lock that is given or an RLock of its own."""
 
-    def __init__(self) -> None:
-        self._lock = RLock()
+    def __init__(self, lock: Lock | None = None) -> None:
+        self._lock = RLock() if lock is None else lock
         self._waiting: list[list[bool]] = []
 
     def __enter__(self) -> bool:
@@ -147,15 +147,18 @@ class Condition:
         """Let go of the lock until notified."""
         told = [False]
         self._waiting.append(told)
-        count, self._lock.count = self._lock.count, 1
-        self._lock.release()
+        lock, count = self._lock, 1
+        if isinstance(lock, RLock):
+            count, lock.count = lock.count, 1
+        lock.release()
         try:
             return _wait(lambda: told[0], f"{self._lock.name} to be notified", limited=timeout is not None)
         finally:
             if told in self._waiting:
                 self._waiting.remove(told)
-            self._lock.acquire()
-            self._lock.count = count
+            lock.acquire()
+            if isinstance(lock, RLock):
+                lock.count = count
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `predicate()`."""

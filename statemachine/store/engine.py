@@ -295,7 +295,7 @@ class Engine:
             raise translated(error, "reading", self.path) from error
         finally:
             self._reads.discard(read)  # a call of C's: no signal is looked for before it is done
-            if self._growing:
+            if self._growing or self._closed:
                 self._tell_waiting()
 
     def _enter(self, read: object) -> None:

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SECONDS_MAX = 120
+IMPORTED = {"chaos_target.py"}
 
 # What each prints, as patterns that must occur in this order.
 PRINTS = {
@@ -68,7 +69,16 @@ def in_order(patterns: list[str], text: str) -> list[str]:
 
 
 def test_each_example_is_listed() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*PRINTS, *IMPORTED}
+
+
+def test_the_target_of_the_boats_is_one(tmp_path: Path) -> None:
+    """As docs/chaos.md runs it, on the lightest of the suites."""
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos", "run", "--target", "chaos_target:boats", "--suite", "estimator", "--findings", str(tmp_path)],
+        cwd=EXAMPLES, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed: " in done.stdout
 
 
 @pytest.mark.parametrize("name", ["minimal.py", "tracker.py"])

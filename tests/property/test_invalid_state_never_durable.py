@@ -339,4 +339,5 @@ def test_a_planted_hole_is_found(planted: str, monkeypatch: pytest.MonkeyPatch) 
     else:
         monkeypatch.setattr(BodyWeight, "is_state", lambda *_: True)
         monkeypatch.setattr(StateValidator, "validate", lambda *_: ())
+        monkeypatch.setattr("statemachine.transaction.encoded", lambda encode, state: encode(state))
     refused((AssertionError, AttributeError), hole)
