@@ -74,9 +74,10 @@ def test_each_example_is_listed() -> None:
 
 def test_the_target_of_the_boats_is_one(tmp_path: Path) -> None:
     """As docs/chaos.md runs it, on the lightest of the suites."""
+    asked = ("--target", "chaos_target:boats", "--suite", "estimator", "--findings", str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-m", "chaos", "run", "--target", "chaos_target:boats", "--suite", "estimator", "--findings", str(tmp_path)],
-        cwd=EXAMPLES, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        [sys.executable, "-m", "chaos", "run", *asked], cwd=EXAMPLES, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed: " in done.stdout
 
