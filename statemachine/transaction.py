@@ -135,7 +135,7 @@ class ResetTransaction:
             error.user, error.attempt_id = self.user, self.attempt_id
 
     def _begin(self, head: Head | None, state: Any) -> None:
-        self._head = head if head is not None else self._draft.head(self._key, for_attempt=True)
+        self._head = head if head is not None else self._draft.head(self._key)
         if self._head is not None:
             self._before = self._state = state if state is not None else self._store.estimator.decode(self._head.state)
         self._suspect = (self._suspect[0], self.base_version)

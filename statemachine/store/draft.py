@@ -118,8 +118,6 @@ class Draft:
         self._in_order: dict[bytes, list[bytes]] = {}
         self._breakers: dict[bytes, Breaker] = {}
         self._budget: Budget | None = None
-        self._counted = 0  # of the events
-        self._ahead: dict[bytes, bytes | None] = {}  # read with a head, for the attempt that asks next; each is good for one use
 
     def committed(self) -> None:
         """The draft is durable: the attempts in it are told, so that their marks are released."""
@@ -189,19 +187,14 @@ class Draft:
         """Remove the record under `key`, if there is one."""
         self.puts[key] = None
 
-    def head(self, user: bytes, *, for_attempt: bool = False) -> Head | None:
-        """The user's head, expected to stand until the commit; raises StoreCorrupt when it cannot be read or is not the log's.
-
-        With `for_attempt`, what an attempt asks for next is read at the same moment.
-        """
+    def head(self, user: bytes) -> Head | None:
+        """The user's head, expected to stand until the commit; raises StoreCorrupt when it cannot be read or is not the log's."""
         key = keys.head(user)
         if key in self._heads:
             pending, encode, state = self._heads[key]
             return msgspec.structs.replace(pending, state=encode(state))
         prefix = keys.versions(user)
-        wanted = (key, keys.breaker(user), keys.GLOBAL_BREAKER, keys.BUDGET) if for_attempt else (key,)
-        (stored, *ahead), first = self._engine.get_with_first(wanted, prefix, keys.after(prefix))
-        self._ahead = dict(zip(wanted[1:], ahead, strict=True))
+        stored, first = self._engine.get_with_first(key, prefix, keys.after(prefix))
         self.expected.setdefault(key, stored)
         head = record(Head, key, stored)
         newest = keys.number_of(first) if first else 0
@@ -270,42 +263,27 @@ class Draft:
 
     def breaker(self, user: bytes) -> Breaker:
         """The user's breaker, or with b"" the global one, with this draft's own events applied."""
-        self._count()
-        return self._uncounted(user)
-
-    def _uncounted(self, user: bytes) -> Breaker:
         pending = self._breakers.get(user)
         return pending if pending is not None else self.stored_breaker(user)
 
     def stored_breaker(self, user: bytes) -> Breaker:
         """The breaker as it is committed."""
         key = breaker_key(user)
-        return record(Breaker, key, self._stored(key)) or CLOSED
-
-    def _stored(self, key: bytes) -> bytes | None:
-        return self._ahead.pop(key) if key in self._ahead else self._engine.get(key)
+        return record(Breaker, key, self._engine.get(key)) or CLOSED
 
     def add_event(self, event: BreakerEvent) -> None:
-        """Count an attempt's end: in this draft's own view when it is next asked for, in the store at the commit; as `moves`."""
+        """Count an attempt's end: in this draft's own view at once, in the store at the commit; as `BreakerEvent.moves`."""
+        moved = event.moves(self.breaker)
         self.events.append(event)
-
-    def _count(self) -> None:
-        while self._counted < len(self.events):
-            event = self.events[self._counted]
-            self._breakers.update((whose, after) for whose, (_, after) in event.moves(self._uncounted).items())
-            if event.spends:
-                self._budget = spent(self._unspent(), event.now)
-            self._counted += 1
+        self._breakers.update((whose, after) for whose, (_, after) in moved.items())
+        if event.spends:
+            self._budget = spent(self.budget(), event.now)
 
     def budget(self) -> Budget:
         """What was taken from the budget of resets, with this draft's own events applied."""
-        self._count()
-        return self._unspent()
-
-    def _unspent(self) -> Budget:
         if self._budget is not None:
             return self._budget
-        return record(Budget, keys.BUDGET, self._stored(keys.BUDGET)) or UNSPENT
+        return record(Budget, keys.BUDGET, self._engine.get(keys.BUDGET)) or UNSPENT
 
 
 def newest_version(engine: Engine, user: bytes) -> int:

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -338,11 +338,11 @@ class Engine:
             else:
                 start = rows[-1][0] + b"\0"
 
-    def get_with_first(self, wanted: Sequence[bytes], start: bytes, stop: bytes) -> tuple[list[bytes | None], bytes | None]:
-        """As `get` for several keys, with the first key of a range, all of one moment."""
+    def get_with_first(self, key: bytes, start: bytes, stop: bytes) -> tuple[bytes | None, bytes | None]:
+        """As `get`, with the first key of a range, both of one moment."""
         with self.reading() as txn, txn.cursor() as cursor:
             found = cursor.set_range(start) and cursor.key() < stop
-            return [txn.get(key) for key in wanted], cursor.key() if found else None
+            return txn.get(key), cursor.key() if found else None
 
     def check_absent(self, key: bytes) -> bytes:
         """Raise StoreCorrupt unless the keys around the place of `key` are in order: else a search may pass by what is there.
