@@ -13,6 +13,7 @@ from chaos.history import Answer, Asked, Event, Told
 from chaos.target import START, Target
 from statemachine import CommitInDoubt, Outcome, ResetError, ResetResult, Store
 from statemachine.clock import to_us
+from statemachine.testing import CountingIds
 
 USERS: Final = ("ann", "bob", "ünï/çødé")
 DAY_US: Final = 86_400_000_000
@@ -27,6 +28,7 @@ class _By(TypedDict):
 BY: Final[_By] = {"actor": "chaos@example.org", "reason": "a trial"}
 KINDS: Final = ("measure",) * 6 + ("batch", "reset", "reset", "raise", "restore", "mutate")
 BATCH: Final = 5
+LIFE: Final = 1 << 40
 
 
 class Op(msgspec.Struct, frozen=True):
@@ -35,6 +37,11 @@ class Op(msgspec.Struct, frozen=True):
     kind: str
     user: str
     n: int = 0
+
+
+def ids_of(life: int) -> CountingIds:
+    """Ids that one life of a store gives out: no two processes and no two openings give the same."""
+    return CountingIds(life * LIFE)
 
 
 class Boom(Exception):

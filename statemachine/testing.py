@@ -40,10 +40,10 @@ class ManualClock:
 
 
 class CountingIds:
-    """`Ids` that count up from one, so that two runs give the same ones."""
+    """`Ids` that count up, from the one after `after`, so that two runs give the same ones."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, after: int = 0) -> None:
+        self._count = after
         self._lock = threading.Lock()
 
     def attempt_id(self) -> str:

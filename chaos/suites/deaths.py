@@ -30,10 +30,9 @@ from typing import Any, Final, NamedTuple, NoReturn
 from chaos.checker import judge
 from chaos.faults.tracing import Course, Place, Strike
 from chaos.history import Event, Told, lines, parsed
-from chaos.lives import LifeIds
 from chaos.suite import Point, Session, Verdict
 from chaos.watched import Died, each
-from chaos.workload import BATCH, BY, PRESENT_US, USERS, Client, Op, generate
+from chaos.workload import BATCH, BY, PRESENT_US, USERS, Client, Op, generate, ids_of
 from statemachine import BreakerOpen, Outcome, ResetError, ResetResult, Store, StoreBusy, StoreLimits
 from statemachine.audit import configure_for_command
 from statemachine.marks import under_way
@@ -101,7 +100,7 @@ class Life:
         gc.disable()  # it would run what is left of generators, at other calls than before; the process is short
         self._file = os.open(directory / f"{number}.ndjson", os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
         self.store: Store = session.target.open(
-            directory / STORE, clock=StillClock(PRESENT_US), ids=LifeIds(number), limits=limits)
+            directory / STORE, clock=StillClock(PRESENT_US), ids=ids_of(number), limits=limits)
         self.client = _Mortal(session.target, self.store, self._record, number * OP)
 
     def _record(self, event: Event) -> None:

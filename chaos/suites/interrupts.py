@@ -30,10 +30,9 @@ from typing import Any, Final, Literal, NamedTuple, cast
 from chaos.checker import judge
 from chaos.faults.tracing import LIBRARY, Course, Place, Strike, Unit
 from chaos.history import Event, Told, lines, parsed
-from chaos.lives import LifeIds
 from chaos.suite import Point, Session, Verdict
 from chaos.watched import Died, each
-from chaos.workload import BY, PRESENT_US, Client, Op
+from chaos.workload import BY, PRESENT_US, Client, Op, ids_of
 from statemachine import Outcome, ResetResult, StoreLimits
 from statemachine.audit import configure_for_command
 from statemachine.breaker import CLOSED
@@ -99,7 +98,7 @@ class _Trial:
         self._path = path
         self._mode: Mode = mode
         self._events: list[Event] = []
-        self._clock, self._ids = ManualClock(PRESENT_US), LifeIds(life)
+        self._clock, self._ids = ManualClock(PRESENT_US), ids_of(life)
         self._other = ThreadPoolExecutor(max_workers=1)
         self._armed = False
         self._open()
