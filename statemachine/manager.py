@@ -403,7 +403,8 @@ class ResetManager:
         except (MutationFailed, ResetValidationError) as error:
             tx.roll_back(error)
         except BaseException as error:
-            tx.roll_back(error)
+            if not tx.ended:  # else it is dropped with its batch
+                tx.roll_back(error)
             raise
         return tx
 

@@ -94,6 +94,11 @@ class ResetTransaction:
         return self._guard.phase
 
     @property
+    def ended(self) -> bool:
+        """Whether the attempt has its outcome."""
+        return self._guard.phase in (Phase.COMMITTED, Phase.ROLLEDBACK, Phase.BREAKER_OPEN)
+
+    @property
     def before(self) -> Any:
         """The before-image, None where nothing is stored."""
         return self._before
@@ -115,7 +120,7 @@ class ResetTransaction:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Roll back unless committed; never swallows the exception."""
-        if not self._in_doubt and self._guard.phase not in (Phase.COMMITTED, Phase.ROLLEDBACK, Phase.BREAKER_OPEN):
+        if not self._in_doubt and not self.ended:
             self._name(error)
             self.roll_back(error)
 

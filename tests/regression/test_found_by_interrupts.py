@@ -86,6 +86,15 @@ def test_an_interrupt_while_a_rollback_is_written_reaches_the_caller(templates: 
     assert not broken(verdicts)
 
 
+def test_an_interrupt_at_the_end_of_a_measured_reset_reaches_the_caller(templates: Templates) -> None:
+    """Ctrl-C after the attempt of a measurement had been put into its batch came out as `InvalidTransition`.
+
+    `run_decided` rolls back whatever it sees raised, and an attempt that has ended cannot be.  One that has is left to its batch,
+    which is given up with it.
+    """
+    assert not broken(struck(templates, "measured", lambda p: p.name.endswith((" _finished", " _commit"))))
+
+
 def test_a_measurement_that_another_process_takes_in_meanwhile_is_no_error(tmp_path: Path) -> None:
     """Of two processes that were sent one measurement, the slower ended with a TypeError: two `Identity` were compared.
 
