@@ -13,6 +13,9 @@ one passes it by.  Such a shadow begins where a protected range of the exception
 of `__exit__`, the first line of a `finally`) or to its handler (`except ...:`), and lasts until an instruction has looked
 for signals again.  Within it no instruction but loads, stores and jumps is run, none of which raises.
 
+Left out, too, is the last instruction of all, the return of the outermost frame: what is raised there comes out of the call as
+it would an instruction later, in the caller's own code, where nobody can tell it anything.
+
 `Strike` does something at one of these places.  It counts the calls until then, and events in that one frame alone, so that the
 rest runs at nearly full speed.
 """
@@ -59,9 +62,13 @@ class _Shape:
         for entry in bytecode.exception_entries:  # type: ignore[attr-defined]  # innermost ranges only; none overlap
             self._handlers.update(dict.fromkeys(range(entry.start, entry.end), entry.target))
         self._looking = {i.offset for i in bytecode if i.opname in LOOKING or i.opname.startswith("POP_JUMP_BACKWARD")}
+        self._returning = {i.offset for i in bytecode if i.opname == "RETURN_VALUE"}
 
     def looks(self, offset: int) -> bool:
         return offset in self._looking
+
+    def returns(self, offset: int) -> bool:
+        return offset in self._returning
 
     def leaves(self, before: int, after: int) -> bool:
         """Whether `after` is not protected any more by the handler that protects `before`."""
@@ -127,7 +134,7 @@ class _Frame:
                 course.lines.append(self._place("line", frame))
             course.in_shadow += self._library and in_shadow
         else:
-            if looked and not in_shadow:
+            if looked and not in_shadow and not (shape.returns(at) and _outermost(frame)):
                 course.looks.append(self._place("opcode", frame))
             course.opcodes += 1
             self._before, self._in_shadow = at, in_shadow
@@ -137,6 +144,12 @@ class _Frame:
     def _place(self, unit: Unit, frame: FrameType) -> Place:
         name = f"{Path(self._code.co_filename).name}:{frame.f_lineno} {self._code.co_name}"
         return Place(unit, self._number, self._counts[unit], frame.f_lasti, name)
+
+
+def _outermost(frame: FrameType) -> bool:
+    """Whether no other code of the library has called this."""
+    own, caller = frame.f_code.co_filename.startswith(LIBRARY), frame.f_back
+    return own and (caller is None or not caller.f_code.co_filename.startswith(LIBRARY))
 
 
 class Strike:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dis
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
 from chaos.faults.tracing import Course, Place, Strike
-from statemachine import breaker, codec
-from statemachine.store import keys
+from statemachine import Measurement, breaker, codec
+from statemachine.store import identities, keys
 
 
 def sealed() -> bytes:
@@ -107,3 +109,14 @@ def test_a_finally_is_never_passed_by() -> None:
         struck(held.by_finally, [place])
         entered = place != course.looks[release] and place.offset > course.looks[release].offset
         assert entered or not held.lock.locked()
+
+
+def test_the_return_of_the_outermost_frame_is_the_callers() -> None:
+    """What is raised there comes out as it would an instruction later, in code that no library can tell anything."""
+    returning = {i.offset for i in dis.get_instructions(codec.seal) if i.opname == "RETURN_VALUE"}
+    places = [place for place in walked(lambda: codec.seal(keys.META, b"content")).looks if place.name.endswith(" seal")]
+    assert places
+    assert not any(place.offset in returning for place in places)
+    ending = {i.offset for i in dis.get_instructions(identities.digest) if i.opname == "RETURN_VALUE"}
+    within = walked(lambda: identities.key_of(b"u", Measurement("u", datetime(2026, 1, 5, tzinfo=UTC), 80.0, "scale"))).looks
+    assert any(place.name.endswith(" digest") and place.offset in ending for place in within), "one within is a place"
