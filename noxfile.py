@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.10"
@@ -13,6 +15,8 @@ nox.options.error_on_missing_interpreters = False  # `tests_all` reports each on
 PROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = nox.project.python_versions(PROJECT)
 QUICK = ("-m", "not slow")
+HARNESS = sorted(str(path) for names in ("chaos/test_suite_*.py", "unit/test_chaos_*.py", "regression/test_found_by_*.py")
+                 for path in Path("tests").glob(names))
 
 
 @nox.session
@@ -31,12 +35,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test that is not slow, with branch coverage; with arguments, those tests alone and no coverage."""
+    """Every test that is not slow, with branch coverage; with arguments, those tests alone and no coverage.
+
+    Those of the harness come by themselves, without: they fork and trace by the thousand, and each fork would keep its figures.
+    """
     session.install("-e", ".[test]")
     if session.posargs:
         session.run("pytest", *session.posargs)
     else:
-        session.run("pytest", "-n", "auto", *QUICK, "--cov")
+        session.run("pytest", "-n", "auto", *QUICK, *HARNESS)
+        session.run("pytest", "-n", "auto", *QUICK, "--cov", *(f"--ignore={path}" for path in HARNESS))
 
 
 @nox.session
