@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from chaos.conform import forms
+from chaos.conform.breakers import Wrong
 from chaos.conform.rows import Row
 from chaos.model import spin
 
@@ -89,7 +91,8 @@ class Follower:
     def follow(self, log: Sequence[Row]) -> Followed:
         """Follow each user of a log, to the first row that cannot be explained."""
         left_out: dict[str, str] = {}
-        found: list[Strayed] = []
+        found = [malformed for row in log if (malformed := _malformed(row))][:1]
+        log = [row for row in log if not found or row.seq < found[0].seq]
         users = sorted({row.user for row in log if row.user and row.ends})
         followed = 0
         for user in users:
@@ -127,6 +130,15 @@ def follower() -> Iterator[Follower]:
     """A follower, with a directory of its own; raises SpinMissing."""
     with tempfile.TemporaryDirectory(prefix="resetguard-follow-") as name:
         yield Follower(Path(name))
+
+
+def _malformed(row: Row) -> Strayed | None:
+    """Nothing can follow a row that the model could not even be told."""
+    try:
+        forms.require_formed(row)
+    except Wrong as wrong:
+        return Strayed(row.seq, row.user or "", wrong.why)
+    return None
 
 
 def _fenced(row: Row) -> int:

@@ -13,11 +13,14 @@ are the rows of whoever it may have been about.  The hash chain is `resetguard a
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from chaos.conform import forms
 from chaos.conform.breakers import WAITS, Gauge, Wrong
+from chaos.conform.forms import ANCHORS, FORCES, MOVES
 from chaos.conform.rows import ENDINGS, Row, Seen
 
 if TYPE_CHECKING:
@@ -25,16 +28,13 @@ if TYPE_CHECKING:
 
 EVENT_OF_KIND: Final = {"revocation": "reset.revoked", "restore": "state.restored", "rebuild": "state.rebuilt"}
 MOVED_BY: Final = {"rolled_back": ("breaker.opened", "open"), "committed": ("breaker.closed", "closed")}
-MOVES: Final = {"breaker.opened", "breaker.closed"}
-FORCES: Final = {"breaker.forced", "breaker.released"}
-ANCHORS: Final = {"user.forgotten", "audit.pruned"}
 OTHERS: Final = frozenset({
     "reset.held", "marks.set_aside", "owner.fenced", "store.restored", "store.compacted", "store.migrated",
     "state.recovered", "state.unrecoverable", "audit.end_found", "rollout.changed", "rollout.listed", "sweep.found",
     "sweep.finished", "sweep.stopped", "quarantine.released", "quarantine.replayed", "quarantine.dropped",
     "quarantine.pruned", "quarantine.limit_reached",
 })
-_COUNTED: Final = re.compile(r"(\d+) (resets in a row|probes? |users)|resets of (\d+) users")
+_COUNTED: Final = re.compile(r"\b(\d{1,9}) (resets in a row|probes? |users)|resets of (\d{1,9}) users")
 _SUSPECT: Final = "(suspect)"
 
 
@@ -101,12 +101,13 @@ class Monitor:
         self._pending: dict[tuple[str, str], int] = {}
         self._failing: set[str] = set()
         self._forgot = False
-        self._moves = {(r.details.get("attempt_id"), r.details.get("scope"), r.event): r for r in rows if r.event in MOVES}
+        self._moves = {(str(r.details.get("attempt_id")), str(r.details.get("scope")), r.event) for r in rows if r.event in MOVES}
         self._restored = {row.store_id for row in rows if row.event == "store.restored"}
         self._forgotten = _covered(rows)
 
     def feed(self, row: Row) -> bool:
         """Judge the next row; whether it was judged in full.  Raises Wrong where it is not possible."""
+        forms.require_formed(row)
         self._place(row)
         self._owner(row)
         self._outcome(row)
@@ -406,6 +407,7 @@ def _covered(rows: Sequence[Row]) -> set[int]:
     for row in rows:
         if row.event in ANCHORS:
             into = found if row.event == "user.forgotten" else pruned
-            for first, last in row.details.get("seqs") or ():
-                into.update(range(first, min(last, row.seq) + 1))
+            with contextlib.suppress(Wrong):  # it is rejected when its turn comes
+                for first, last in forms.ranges(row):
+                    into.update(range(first, last + 1))
     return found - pruned

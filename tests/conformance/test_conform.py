@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import random
@@ -13,8 +15,9 @@ import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import pytest
 
 from chaos.conform import follow, monitor, rows
@@ -189,6 +192,69 @@ def test_the_real_log_under_the_forgeries_is_accepted_by_both(follower: follow.F
     assert monitor.judge(log) == monitor.Verdict(len(log), len(log), 0, 0, 2, None)
     assert follower.follow(log).rejected is None
     assert len(FORGERIES) >= 30
+
+
+def _at(wanted: str, **changes: Any) -> tuple[list[dict[str, Any]], int]:
+    """The scene with the first row of an event changed, and its number."""
+    log = copy.deepcopy(_scene())
+    row = next(row for row in log if row["event"] == wanted)
+    row |= {name: {**row[name], **value} if isinstance(value, dict) and row[name] else value for name, value in changes.items()}
+    return log, row["seq"]
+
+
+MALFORMED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("reset.rolled_back", {"breaker": {"mode": "banana"}}),
+    ("reset.rolled_back", {"breaker": {"generation": -1}}),
+    ("reset.committed", {"breaker": {"generation": 2**40}}),
+    ("reset.refused", {"new_version": 9}),
+    ("breaker.opened", {"details": {"attempt_id": ["a"]}}),
+    ("breaker.opened", {"details": {"scope": ["user"]}}),
+    ("breaker.opened", {"details": {"from": {}}}),
+    ("breaker.opened", {"details": {"generation": 2.5}}),
+    ("breaker.forced", {"details": {"to": "banana"}}),
+    ("breaker.forced", {"details": {"from": 5}}),
+    ("breaker.released", {"details": {"generation": True}}),
+    ("owner.fenced", {"details": {"fenced": "4"}}),
+    ("owner.fenced", {"event": "user.forgotten", "details": {"seqs": 5}}),
+    ("owner.fenced", {"event": "user.forgotten", "details": {"seqs": [[1, 2, 3]]}}),
+    ("owner.fenced", {"event": "audit.pruned", "details": {"seqs": [[3, 2]]}}),
+    ("owner.fenced", {"event": "audit.pruned", "details": {"seqs": [[-(10**12), 2]]}}),
+    ("owner.fenced", {"event": "audit.pruned", "details": {"seqs": [[1, 10**12]]}}),
+)
+
+
+@needs_spin
+@pytest.mark.parametrize(("event", "changes"), MALFORMED, ids=str)
+def test_a_row_that_cannot_be_read_is_rejected_by_both(follower: follow.Follower, event: str, changes: dict[str, Any]) -> None:
+    """An unknown mode was a KeyError of the one, and rows erased that are no rows a TypeError of the other."""
+    log, seq = _at(event, **changes)
+    judged, followed = monitor.judge(rows.of_dicts(log)).rejected, follower.follow(rows.of_dicts(log)).rejected
+    assert judged is not None
+    assert followed is not None
+    assert (judged.seq, followed.seq) == (seq, seq)
+
+
+def test_no_value_of_a_row_ends_the_monitor_in_an_error() -> None:
+    """Each field, and each detail, of each row of the scene: every junk is accepted, rejected, or no row at all."""
+    junk: tuple[Any, ...] = (None, 5, -1, 10**15, 2.5, True, "", "banana", "9" * 5_000 + " users", [], [5], {}, {"mode": "banana"}, [[1, 2]])
+    judged = 0
+    for number, row in enumerate(_scene()):
+        places = [(row, name) for name in row] + [(row["details"], name) for name in (*row["details"], "seqs")]
+        for place, name in places:
+            for value in junk:
+                made = {**row, name: value} if place is row else {**row, "details": {**place, name: value}}
+                with contextlib.suppress(msgspec.ValidationError):
+                    monitor.judge(rows.of_dicts([*_scene()[:number], made, *_scene()[number + 1:]]))
+                    judged += 1
+    assert judged > 1_000
+
+
+def test_the_command_names_the_row_that_cannot_be_read(tmp_path: Path) -> None:
+    log, seq = _at("reset.rolled_back", breaker={"mode": "banana"})
+    done = conform(written(tmp_path / "log", log))
+    assert done.returncode == 1
+    assert f"at row     {seq}" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_rows_that_were_erased_are_counted_as_judged_in_part() -> None:
