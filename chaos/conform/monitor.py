@@ -7,8 +7,9 @@ a probe, and its return, move a breaker without one, so that an open breaker's g
 attempt that began and has no row at all is missed only where another row speaks of it: as the author of a version, as
 the cause of a breaker's move, as the holder of a probe, or as the death that made an input suspect.
 
-A row whose personal part was erased names nobody.  It is judged by what is left of it, and counted as judged in part; so
-are the rows of whoever it may have been about.  The hash chain is `resetguard audit verify`'s to judge, not this.
+A row whose personal part was erased names nobody, and an anchor after it must say that it was erased.  It is judged by
+what is left of it, and counted as judged in part; so are the rows of whoever it may have been about.  The hash chain is
+`resetguard audit verify`'s to judge, not this.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class Monitor:
         self._forgot = False
         self._moves = {(str(r.details.get("attempt_id")), str(r.details.get("scope")), r.event) for r in rows if r.event in MOVES}
         self._restored = {row.store_id for row in rows if row.event == "store.restored"}
-        self._forgotten = _covered(rows)
+        forgotten, pruned = _covered(rows, "user.forgotten"), _covered(rows, "audit.pruned")
+        self._anchored = forgotten | pruned
+        self._forgotten = forgotten - pruned  # they were about nobody else in this log
 
     def feed(self, row: Row) -> bool:
         """Judge the next row; whether it was judged in full.  Raises Wrong where it is not possible."""
@@ -183,6 +186,11 @@ class Monitor:
 
     def _erased(self, row: Row) -> bool:
         """What is left of a row that names nobody any more."""
+        if row.seq not in self._anchored:
+            raise Wrong("INV-10", "it is said to be erased, and no row user.forgotten or audit.pruned says so")
+        left = [name for name in ("user", "trigger", "error", "details", "violations") if getattr(row, name)]
+        if left:
+            raise Wrong("INV-10", f"it is said to be erased, and still has its {' and '.join(left)}")
         if row.attempt_id:
             self._nobody[row.attempt_id] = row.new
         if row.seq not in self._forgotten:
@@ -400,14 +408,12 @@ def _number(row: Row, name: str) -> int:
     return value
 
 
-def _covered(rows: Sequence[Row]) -> set[int]:
-    """The rows that a `user.forgotten` erased, and no `audit.pruned`: they were about nobody else in this log."""
+def _covered(rows: Sequence[Row], event: str) -> set[int]:
+    """The rows that the anchors of this event say were erased."""
     found: set[int] = set()
-    pruned: set[int] = set()
     for row in rows:
-        if row.event in ANCHORS:
-            into = found if row.event == "user.forgotten" else pruned
+        if row.event == event and not row.erased:
             with contextlib.suppress(Wrong):  # it is rejected when its turn comes
                 for first, last in forms.ranges(row):
-                    into.update(range(first, last + 1))
-    return found - pruned
+                    found.update(range(first, last + 1))
+    return found

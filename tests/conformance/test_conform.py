@@ -236,7 +236,10 @@ def test_a_row_that_cannot_be_read_is_rejected_by_both(follower: follow.Follower
 
 def test_no_value_of_a_row_ends_the_monitor_in_an_error() -> None:
     """Each field, and each detail, of each row of the scene: every junk is accepted, rejected, or no row at all."""
-    junk: tuple[Any, ...] = (None, 5, -1, 10**15, 2.5, True, "", "banana", "9" * 5_000 + " users", [], [5], {}, {"mode": "banana"}, [[1, 2]])
+    junk: tuple[Any, ...] = (
+        None, 5, -1, 10**15, 2.5, True, "", "banana", "9" * 5_000 + " users", [], [5], {}, {"mode": "banana"},
+        [[1, 2]],
+    )
     judged = 0
     for number, row in enumerate(_scene()):
         places = [(row, name) for name in row] + [(row["details"], name) for name in (*row["details"], "seqs")]
@@ -255,6 +258,24 @@ def test_the_command_names_the_row_that_cannot_be_read(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"at row     {seq}" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_row_erased_without_an_anchor_is_rejected() -> None:
+    """To say of a forged row that it was erased hid what was forged in it."""
+    personal = dict.fromkeys(("user", "at", "trigger", "reason", "actor", "error"))
+    blank = {**personal, "erased": True, "details": {}, "operations": [], "violations": []}
+    log = [dict(row) for row in _scene()]
+    for number, row in enumerate(_scene(), 1):
+        told = rows.of_dicts([*log[:number - 1], row | blank, *log[number:]])
+        rejected = monitor.judge(told).rejected
+        assert rejected is not None
+        assert (rejected.seq, rejected.invariant) == (number, "INV-10")
+    fence = next(row for row in log if row["event"] == "owner.fenced")
+    anchor = fence | {"seq": len(log) + 1, "event": "audit.pruned", "attempt_id": "another", "details": {"seqs": [[2, 2]]}}
+    assert monitor.judge(rows.of_dicts([log[0], log[1] | blank, *log[2:], anchor])).accepted
+    half = monitor.judge(rows.of_dicts([log[0], log[1] | blank | {"user": "u1"}, *log[2:], anchor])).rejected
+    assert half is not None
+    assert (half.seq, half.invariant) == (2, "INV-10")
 
 
 def test_rows_that_were_erased_are_counted_as_judged_in_part() -> None:
