@@ -530,7 +530,9 @@ end:
 #ifdef M_TORN
   :: d_step { phase[r] == COMMITTED && cP != head -> cP = wP[r]; CHECK() }
 #endif
+#ifndef M_NO_FLUSH
   :: d_step { phase[r] == IDLE && key[r] && ENDED_IN(r) && MAY("flush", ME) -> PRE; FLUSH(r); POST("flush", ME) }
+#endif
   :: d_step { phase[r] == IDLE && !key[r] && MAY("close", ME) -> PRE; DIE(r); POST("close", ME) }
   :: d_step { phase[r] == DOWN && MAY("reopen", ME) -> PRE; REOPEN(r); POST("reopen", ME) }
 #ifdef FOLLOW
@@ -600,7 +602,7 @@ init {
 #endif
 }
 
-/* Liveness, under weak fairness. */
+/* Liveness: on every run, to its end or for ever; none of it needs a fair scheduler. */
 #ifdef LTL_ENDS        /* INV-03, INV-12: every attempt ends with an outcome, whatever dies meanwhile */
 ltl every_attempt_ends { [] (begun[0] -> <> (out[0] != NONE || lost[0])) }
 #endif

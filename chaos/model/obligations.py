@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
 CYCLE: Final = "acceptance cycle"
+"""SPIN's word for a run on which what must happen never does; one that ends goes round its last state."""
 
 
 class Claim(NamedTuple):
-    """A property that must hold in every state, or on every fair run, of a model at some bounds."""
+    """A property that must hold in every state, or on every run, of a model at some bounds."""
 
     name: str
     model: str
@@ -94,6 +95,7 @@ MUTANTS: Final = (
     Mutant("FORCED_TIMER", "reset", ("CUTS=0", "FENCES=0", "FAULTS=0", "MEAS=0"), "INV-07", "b.probe==0"),
     Mutant("PROBE_LEAK", "reset", (*_QUIET, "LTL_PROBE"), "INV-12", CYCLE, live=True),
     Mutant("NO_COOLDOWN", "reset", (*_QUIET, "LTL_ADMITS"), "INV-12", CYCLE, live=True),
+    Mutant("NO_FLUSH", "reset", (*_QUIET, "NA=1", "FENCES=1", "LTL_SETTLES"), "INV-12", CYCLE, live=True),
     Mutant("ONE_BREAKER", "containment", (), "INV-11", "ever[i]"),
     Mutant("COUNT_FAILURES", "containment", ("THRESH=2",), "INV-11", "n>=2"),
     Mutant("PROBE_WASTED", "containment", (*_TWO, "LTL_USER_PROBE"), "INV-12", CYCLE, live=True),
@@ -147,7 +149,7 @@ def judge(claim: Claim) -> tuple[Verdict, dict[int, int]]:
     """Search for what refutes a claim."""
     found = spin.search(claim.model, claim.settings, live=claim.live, effort=claim.effort)
     why = found.refuted or ("" if found.complete else "the search was not complete")
-    kind = "on every fair run" if claim.live else "in every state"
+    kind = "on every run" if claim.live else "in every state"
     return Verdict(kind, claim.name, found.states, found.transitions, found.seconds, why), found.seen
 
 

@@ -41,7 +41,7 @@ def test_bounds_are_those_of_the_models() -> None:
 
 def test_claims_are_those_that_are_checked() -> None:
     assert [(name, model(file), kind) for name, file, kind in table("claim")] == [
-        (claim.name, claim.model, "on every fair run" if claim.live else "in every state") for claim in obligations.CLAIMS]
+        (claim.name, claim.model, "on every run" if claim.live else "in every state") for claim in obligations.CLAIMS]
 
 
 def test_safeguards_are_those_that_are_removed() -> None:
