@@ -83,8 +83,13 @@ inline CHECK() {
   i = 0; n = 0; was_mode = 0; was_fails = 0; was_gen = 0
 }
 
+#ifdef M_NEVER_ADMITS
+#define SHUTS(br)  (br.mode == FORCED_OPEN || br.mode == OPEN || (br.mode == HALF && br.probe != 0))
+#define PROBES(br) (br.mode == HALF && br.probe == 0)
+#else
 #define SHUTS(br)  (br.mode == FORCED_OPEN || (br.mode == OPEN && !br.cooled) || (br.mode == HALF && br.probe != 0))
 #define PROBES(br) ((br.mode == OPEN && br.cooled) || (br.mode == HALF && br.probe == 0))
+#endif
 
 inline ASK(u) {                /* both breakers are asked before any probe is leased: no transaction */
   if
@@ -209,7 +214,9 @@ proctype World() {
   byte k;
 end:
   do
+#ifndef M_NO_COOLDOWN
   :: d_step { g.mode == OPEN && !g.cooled && MAY("cool", 0) -> PRE; g.cooled = 1; POST("cool", 0) }
+#endif
   :: d_step { (b[0].mode == OPEN && !b[0].cooled) && MAY("cool 0", 0) -> PRE; b[0].cooled = 1; POST("cool 0", 0) }
   :: d_step { (b[NU - 1].mode == OPEN && !b[NU - 1].cooled) && MAY("cool last", 0) -> PRE; b[NU - 1].cooled = 1; POST("cool last", 0) }
   :: d_step { forces < FORCES && MAY("force open", 0) -> PRE; forces++; B_FORCED(g, FORCED_OPEN); SAW(W_FORCED); POST("force open", 0) }
@@ -232,6 +239,10 @@ ltl the_global_probe_is_released { [] (g.probe != 0 -> <> (g.probe == 0)) }
 #ifdef LTL_USER_PROBE
 ltl a_users_probe_is_released { [] (b[0].probe != 0 -> <> (b[0].probe == 0)) }
 #endif
-#ifdef LTL_GLOBAL_ADMITS
-ltl the_global_breaker_admits_again { [] (g.mode == OPEN -> <> (g.mode != OPEN || g.cooled)) }
+#ifdef LTL_GLOBAL_COOLS
+ltl the_global_breaker_cools { [] (g.mode == OPEN -> <> (g.mode != OPEN || g.cooled)) }
+#endif
+#ifdef LTL_GLOBAL_ADMITS  /* INV-12: the same of the global breaker, where one asks whom the user's own admits */
+#define FREE_PROBE ((g.mode == OPEN && g.cooled) || (g.mode == HALF && g.probe == 0))
+ltl the_global_breaker_admits_again { [] ((FREE_PROBE && phase[0] == ASKING && b[0].mode == CLOSED) -> <> (g.probe != 0)) }
 #endif

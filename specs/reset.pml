@@ -235,6 +235,8 @@ inline REFUSE(r)  { mark[CUR(r)] = ENDED + O_REFUSED; phase[r] = REFUSED }
 
 #ifdef M_FORCED_TIMER
 #define COOLED (b.cooled || b.mode == FORCED_OPEN || (b.mode == HALF && b.probe == 0))
+#elif defined(M_NEVER_ADMITS)
+#define COOLED (b.mode == HALF && b.probe == 0)
 #else
 #define COOLED ((b.mode == OPEN && b.cooled) || (b.mode == HALF && b.probe == 0))
 #endif
@@ -612,8 +614,12 @@ ltl the_last_attempt_ends { [] (begun[A - 1] -> <> (out[A - 1] != NONE || lost[A
 #ifdef LTL_PROBE       /* INV-07, INV-12: a probe gives its slot back */
 ltl a_probe_is_released { [] (b.probe != 0 -> <> (b.probe == 0)) }
 #endif
-#ifdef LTL_ADMITS      /* INV-12: an open breaker admits again */
-ltl the_breaker_admits_again { [] (b.mode == OPEN -> <> (b.mode != OPEN || b.cooled)) }
+#ifdef LTL_COOLS       /* INV-12: the cooldown of an open breaker ends */
+ltl the_breaker_cools { [] (b.mode == OPEN -> <> (b.mode != OPEN || b.cooled)) }
+#endif
+#ifdef LTL_ADMITS      /* INV-12: where it has cooled, or its probe is free, and somebody asks, the probe is leased */
+#define FREE_PROBE ((b.mode == OPEN && b.cooled) || (b.mode == HALF && b.probe == 0))
+ltl the_breaker_admits_again { [] ((FREE_PROBE && (phase[0] == ASKING || phase[NR - 1] == ASKING)) -> <> (b.probe != 0)) }
 #endif
 #ifdef LTL_SETTLES     /* INV-12: nobody stays stuck: in the end every process is at rest, and no mark waits */
 ltl everything_settles { <> [] (phase[0] == IDLE && phase[NR - 1] == IDLE && mark[0] == FREE && mark[A - 1] == FREE) }
