@@ -52,17 +52,23 @@ class Verdict(NamedTuple):
 
 
 _QUIET: Final = ("CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "MEAS=0", "THRESH=1")
+_DEADLY: Final = ("CRASHES=3", "CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "MEAS=0")
+_HURT: Final = ("THRESH=1", "NB=1", "CUTS=0", "FENCES=0", "MEAS=0")
+_FENCED: Final = ("THRESH=1", "NB=1", "CUTS=0", "FORCES=0", "FAULTS=0")
+_CUT: Final = ("THRESH=1", "FENCES=0", "FORCES=0", "MEAS=0", "CRASHES=0")
+_TWICE: Final = ("THRESH=2", "NA=3", "NU=2", "FORCES=0")
 _TWO: Final = ("NU=2", "FORCES=0", "USERS=1")
 _SHORT: Final = ("N=2", "REPLAYS=0")
 
 CLAIMS: Final = (
     Claim("resets: every hazard, one attempt a process", "reset", ("NA=1",)),
-    Claim("resets: deaths, faults and an operator", "reset", ("THRESH=1", "NB=1", "CUTS=0", "FENCES=0", "MEAS=0")),
-    Claim("resets: fences and measurements", "reset", ("THRESH=1", "NB=1", "CUTS=0", "FORCES=0", "FAULTS=0")),
+    Claim("resets: deaths, faults and an operator", "reset", _HURT),
+    Claim("resets: fences and measurements", "reset", _FENCED),
     Claim("resets: two probes close", "reset", ("THRESH=1", "OKS=2", "CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "CRASHES=0")),
-    Claim("resets: power cuts and faults", "reset", ("THRESH=1", "FENCES=0", "FORCES=0", "MEAS=0", "CRASHES=0")),
+    Claim("resets: power cuts and faults", "reset", _CUT),
+    Claim("resets: more deaths than an input may have", "reset", _DEADLY),
     Claim("containment: three users", "containment", effort=spin.LONG),
-    Claim("containment: two failures open", "containment", ("THRESH=2", "NA=3", "NU=2", "FORCES=0")),
+    Claim("containment: two failures open", "containment", _TWICE),
     Claim("batches: two runs of one source", "batch", effort=spin.LONG),
     Claim("history: two flips, newer rules", "history"),
     Claim("every attempt ends", "reset", (*_QUIET, "LTL_ENDS"), live=True),
@@ -80,27 +86,27 @@ CLAIMS: Final = (
 
 MUTANTS: Final = (
     Mutant("NO_CAS", "reset", _QUIET, "INV-02", "acked[i]"),
-    Mutant("NO_FENCE", "reset", ("CUTS=0", "FORCES=0", "FAULTS=0", "MEAS=0", "THRESH=1"), "INV-06", "!(fenced[r])"),
+    Mutant("NO_FENCE", "reset", _FENCED, "INV-06", "!(fenced[r])"),
     Mutant("NO_GENERATION", "reset", _QUIET, "INV-07", "was_gen"),
     Mutant("NO_BREAKER_CHECK", "reset", _QUIET, "INV-07", "gen[r]==b.gen"),
     Mutant("SPLIT_OUTCOME", "reset", _QUIET, "INV-03", "mark[i]!=0"),
     Mutant("TORN", "reset", _QUIET, "INV-01", "cP==head"),
     Mutant("EARLY_ACK", "reset", _QUIET, "INV-02", "acked[i]"),
-    Mutant("NO_SYNC", "reset", ("CUTS=1", "FENCES=0", "FORCES=0", "FAULTS=0", "MEAS=0"), "INV-02", "acked[i]"),
+    Mutant("NO_SYNC", "reset", _CUT, "INV-02", "acked[i]"),
     Mutant("NO_RECOVERY", "reset", _QUIET, "INV-03", "mark[i]!=0"),
     Mutant("NO_MARK", "reset", _QUIET, "INV-03", "mark[i]!=0"),
     Mutant("BLAME_WAITING", "reset", _QUIET, "INV-07", "mark[i]==2"),
-    Mutant("NO_SUSPECT", "reset", ("CRASHES=3", "CUTS=0", "FENCES=0", "FORCES=0", "FAULTS=0", "MEAS=0"), "INV-07", "died>>"),
-    Mutant("SECOND_OUTCOME", "reset", ("CUTS=0", "FENCES=0", "FORCES=0", "MEAS=0"), "INV-03", "rows[i]<=1"),
+    Mutant("NO_SUSPECT", "reset", _DEADLY, "INV-07", "died>>"),
+    Mutant("SECOND_OUTCOME", "reset", _HURT, "INV-03", "rows[i]<=1"),
     Mutant("SKIP_VALIDATION", "reset", _QUIET, "INV-04", "!(bad_head)"),
     Mutant("LEASE_NO_CAS", "reset", _QUIET, "INV-07", "b.probe==0"),
-    Mutant("FORCED_TIMER", "reset", ("CUTS=0", "FENCES=0", "FAULTS=0", "MEAS=0"), "INV-07", "b.probe==0"),
+    Mutant("FORCED_TIMER", "reset", _HURT, "INV-07", "b.probe==0"),
     Mutant("PROBE_LEAK", "reset", (*_QUIET, "LTL_PROBE"), "INV-12", CYCLE, live=True),
     Mutant("NO_COOLDOWN", "reset", (*_QUIET, "LTL_COOLS"), "INV-12", CYCLE, live=True),
     Mutant("NEVER_ADMITS", "reset", (*_QUIET, "CRASHES=0", "LTL_ADMITS"), "INV-12", CYCLE, live=True),
     Mutant("NO_FLUSH", "reset", (*_QUIET, "NA=1", "FENCES=1", "LTL_SETTLES"), "INV-12", CYCLE, live=True),
     Mutant("ONE_BREAKER", "containment", (), "INV-11", "ever[i]"),
-    Mutant("COUNT_FAILURES", "containment", ("THRESH=2",), "INV-11", "n>=2"),
+    Mutant("COUNT_FAILURES", "containment", _TWICE, "INV-11", "n>=2"),
     Mutant("PROBE_WASTED", "containment", (*_TWO, "LTL_USER_PROBE"), "INV-12", CYCLE, live=True),
     Mutant("NO_COOLDOWN", "containment", (*_TWO, "LTL_GLOBAL_COOLS"), "INV-12", CYCLE, live=True),
     Mutant("NEVER_ADMITS", "containment", (*_TWO, "CRASHES=0", "LTL_GLOBAL_ADMITS"), "INV-12", CYCLE, live=True),

@@ -171,3 +171,33 @@ def test_a_machine_without_spin_is_told_how_to_install_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(spin.SpinMissing, match=r"spin and gcc not found; install with `apt-get install spin gcc`"):
         spin.require()
+
+
+BOUND: Final = re.compile(r"^#ifndef (\w+)\n#define \1 +(\d+)", re.MULTILINE)
+NO_BOUNDS: Final = ("THRESH", "SMAX", "OKS", "USERS")
+"""A larger one is another protocol, and not more of the same."""
+
+
+def at_bounds(searched: obligations.Claim | obligations.Mutant) -> dict[str, int]:
+    """All bounds of a search, those it leaves as they are too."""
+    text = (spin.MODELS / f"{searched.model}.pml").read_text(encoding="utf-8")
+    text += (spin.MODELS / "common.pml").read_text(encoding="utf-8")
+    set_to = dict(setting.split("=") for setting in searched.settings if "=" in setting)
+    found = {name: int(number) for name, number in (dict(BOUND.findall(text)) | set_to).items()}
+    return found if searched.model != "reset" else {"NB": found["NA"], **found}
+
+
+def within(mutant: obligations.Mutant, claim: obligations.Claim) -> bool:
+    """A search for what must happen in the end asserts in every state, too."""
+    if mutant.model != claim.model:
+        return False
+    mine, theirs = at_bounds(mutant), at_bounds(claim)
+    same = [setting for setting in mutant.settings if "=" not in setting]
+    return set(same) <= set(claim.settings) and all(
+        mine[name] == theirs[name] if name in NO_BOUNDS else mine[name] <= theirs[name] for name in mine)
+
+
+@pytest.mark.parametrize("mutant", obligations.MUTANTS, ids=lambda mutant: f"{mutant.model} {mutant.name}")
+def test_a_mutant_is_refuted_within_the_bounds_of_a_claim(mutant: obligations.Mutant) -> None:
+    """Where no claim gets as far, the model with its safeguard may break the same property, and nobody would know."""
+    assert any(within(mutant, claim) for claim in obligations.CLAIMS)
