@@ -304,6 +304,21 @@ FORGERIES: Final = (
     Forgery("committed against the rules", _changed(
         lambda log: _version(log, 7), violations=[{"rule": "a", "path": "x", "value": 1.0, "unit": "kg", "limit": "0"}]),
             "candidates that break rules have no row of their own in the model"),
+    Forgery("a first reset over a version", _changed(lambda log: _version(log, 7), kind="initial"), _FORM),
+    Forgery("a reset of no kind", _changed(lambda log: _version(log, 7), kind=None), _FORM),
+    Forgery("committed with an error", _changed(lambda log: _version(log, 7), error="boom"), _FORM),
+    Forgery("interrupted over a version that never was", _changed(_interrupted, base_version=1_000_000), _FORM),
+    Forgery("interrupted in a phase", _changed(_interrupted, phase="rolledback"), _FORM),
+    Forgery("rolled back in the phase of a commit", _changed(lambda log: _failed(log, 0), phase="committed"), _FORM),
+    Forgery("rolled back in no phase", _changed(lambda log: _failed(log, 0), phase=None), _FORM),
+    Forgery("rolled back without its breaker", _changed(lambda log: _failed(log, -1), breaker=None), _FORM),
+    Forgery("rolled back over a stranger's head, as by a mark", _changed(
+        lambda log: _failed(log, -1), head_author=_STRANGER, phase=None, breaker={"mode": ""}), _FORM),
+    Forgery("rolled back in a phase, as by a mark", _changed(
+        lambda log: _failed(log, -1), head_author=None, breaker={"mode": ""}), _FORM),
+    Forgery("interrupted by its own word", _changed(
+        _u2_died, breaker={"mode": "closed"}, head_author=lambda log, _row: _version(log, 1, "u2")["attempt_id"])),
+    Forgery("refused without a reason", _changed(lambda log: _one(log, "reset.refused"), error=None), _FORM),
     Forgery("rows cut out", _gap, _FORM),
     Forgery("a row of another store", _changed(lambda log: _version(log, 7), store_id="another"), _FORM),
 )

@@ -9,6 +9,11 @@ from chaos.conform.breakers import Wrong
 if TYPE_CHECKING:
     from chaos.conform.rows import Row
 
+ENDED_IN: Final[dict[str, tuple[str | None, ...]]] = {
+    "committed": ("committed",), "rolled_back": (None, "rolledback"), "conflicted": (None, "rolledback"), "refused": (None,),
+    "interrupted": (None,), "shadowed": ("rolledback",),
+}
+"""The phase in which an attempt was last, by its outcome, as specs/audit.schema.json has it; None in a row made of a mark."""
 MODES: Final = frozenset({"closed", "open", "half-open", "forced-open", "forced-closed", "metrics-only"})
 MOVES: Final = frozenset({"breaker.opened", "breaker.closed"})
 FORCES: Final = frozenset({"breaker.forced", "breaker.released"})
@@ -34,6 +39,39 @@ def require_formed(row: Row) -> None:
         ranges(row)
     elif row.event == "owner.fenced" and not _number(row.details.get("fenced"), 1):
         raise Wrong("INV-06", f"the row owner.fenced names no owner: {row.details.get('fenced')!r}")
+
+
+def require_of_schema(row: Row) -> None:
+    """Raise Wrong where the row of an attempt's outcome says what specs/audit.schema.json does not let it say.
+
+    These are the constraints that tell which states of an attempt can be; how an id or an instant is written is not asked.
+    """
+    outcome = row.outcome or ""
+    if row.phase not in ENDED_IN.get(outcome, (row.phase,)):
+        raise Wrong("INV-03", f"an attempt that ended as {outcome} was in the phase {row.phase!r}")
+    if not row.kind:
+        raise Wrong("INV-03", "the outcome of an attempt names no kind of reset")
+    if (row.breaker is None) != (outcome == "shadowed") and (row.breaker is not None or outcome != "refused"):
+        raise Wrong("INV-07", f"an attempt that ended as {outcome} tells {'a' if row.breaker else 'no'} breaker that admitted it")
+    if row.kind == "initial" and row.base:
+        raise Wrong("INV-05", f"a first reset was made from version {row.base}: there is none before it")
+    _require_mark(row, outcome)
+    if outcome == "refused" and not row.erased and not row.error:
+        raise Wrong("INV-07", "an attempt was refused, and no reason is told")
+    if outcome == "committed" and row.error:
+        raise Wrong("INV-03", f"a committed reset tells an error: {row.error}")
+
+
+def _require_mark(row: Row, outcome: str) -> None:
+    """What a row made of a mark can tell, and which rows are made of nothing else."""
+    if outcome == "interrupted" and not row.marked:
+        raise Wrong("INV-03", "an interrupted attempt wrote its row itself, with the mode of the breaker")
+    if row.marked and row.author is not None:
+        raise Wrong("INV-03", f"a mark stood for it, which does not hold who wrote the head: {row.author}")
+    if row.marked and row.phase is not None:
+        raise Wrong("INV-03", f"a mark stood for it, which does not hold its phase: {row.phase}")
+    if row.whole and outcome in ("rolled_back", "conflicted") and row.phase is None:
+        raise Wrong("INV-03", f"an attempt that ended as {outcome} does not tell its phase, and no mark stood for it")
 
 
 def _require_move(row: Row) -> None:

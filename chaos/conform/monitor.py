@@ -23,6 +23,7 @@ from chaos.conform import forms
 from chaos.conform.breakers import WAITS, Gauge, Wrong
 from chaos.conform.forms import ANCHORS, FORCES, MOVES
 from chaos.conform.rows import ENDINGS, Row, Seen
+from statemachine import StoreLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +38,8 @@ OTHERS: Final = frozenset({
 })
 _COUNTED: Final = re.compile(r"\b(\d{1,9}) (resets in a row|probes? |users)|resets of (\d{1,9}) users")
 _SUSPECT: Final = "(suspect)"
+_GROUP_MAX: Final = StoreLimits().group_measurements_max
+"""So many measurements may have been before the mark was filled, in a group that was never committed."""
 
 
 class Rejection(NamedTuple):
@@ -103,6 +106,7 @@ class Monitor:
         self._failing: set[str] = set()
         self._forgot = False
         self._moves = {(str(r.details.get("attempt_id")), str(r.details.get("scope")), r.event) for r in rows if r.event in MOVES}
+        self._bases = _later_bases(rows)
         self._restored = {row.store_id for row in rows if row.event == "store.restored"}
         forgotten, pruned = _covered(rows, "user.forgotten"), _covered(rows, "audit.pruned")
         self._anchored = forgotten | pruned
@@ -114,6 +118,8 @@ class Monitor:
         self._place(row)
         self._owner(row)
         self._outcome(row)
+        if row.ends:
+            forms.require_of_schema(row)
         self._last = row
         if row.erased:
             return self._erased(row)
@@ -299,6 +305,9 @@ class Monitor:
         """A row for which a mark stood: its base may never have been committed, and its generation may be of before a lease."""
         generation = row.breaker.generation if row.breaker is not None else 0
         error, gauge = row.error or "", user.breaker
+        later = self._bases.get(row.seq)
+        if later is not None and (row.base or 0) > later + _GROUP_MAX:
+            raise Wrong("INV-05", f"it began from version {row.base}, and the head was {later} after it")
         if row.outcome == "refused":
             if _SUSPECT in error and not user.blind and not user.deaths[row.base or 0]:
                 raise Wrong("INV-03", f"it was refused as suspect, and no attempt from version {row.base} is told to have been "
@@ -406,6 +415,21 @@ def _number(row: Row, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise Wrong("INV-03", f"the row {row.event} does not say its {name!r} (it has {value!r})")
     return value
+
+
+def _later_bases(rows: Sequence[Row]) -> dict[int, int]:
+    """For each row that a mark stood for, the lowest version from which a later attempt of that user began."""
+    if any(row.event in ("user.forgotten", "store.restored") for row in rows):
+        return {}  # a user begins anew, or goes back
+    found: dict[int, int] = {}
+    least: dict[str, int] = {}
+    for row in reversed(rows):
+        name = row.user or ""
+        if row.marked and name in least:
+            found[row.seq] = least[name]
+        elif row.whole and row.base is not None:
+            least[name] = min(least.get(name, row.base), row.base)
+    return found
 
 
 def _covered(rows: Sequence[Row], event: str) -> set[int]:
