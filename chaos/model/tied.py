@@ -12,7 +12,7 @@ from chaos.model.graph import explored
 from chaos.model.obligations import Verdict, witnesses
 from chaos.model.world import Difference
 from statemachine import audit
-from statemachine.machine import NEXT
+from statemachine.machine import NEXT, TABLE, Phase
 
 EDGES_MIN: Final = 40_000
 _NOT_DRIVEN: Final = frozenset({
@@ -53,6 +53,16 @@ def table_differs(explored_moves: set[tuple[str, str, str]]) -> str:
     told = [f"only {where}: {', '.join(map(' -> '.join, sorted(few)))}"
             for where, few in (("in the model", explored_moves - table), ("in machine.py", table - explored_moves)) if few]
     return "; ".join(told)
+
+
+def diagram() -> str:
+    """The phases and their triggers as a Mermaid state diagram, made of the table in `machine.py`."""
+    names = {phase: phase.value.replace("-", "_") for phase in Phase}
+    lines = ["stateDiagram-v2"]
+    lines += [f'    state "{phase.value}" as {name}' for phase, name in names.items() if name != phase.value]
+    lines += [f"    [*] --> {names[Phase.IDLE]}"]
+    lines += [f"    {names[source]} --> {names[target]}: {trigger}" for trigger, sources, target in TABLE for source in sources]
+    return "\n".join(lines) + "\n"
 
 
 class Tied(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -17,7 +18,7 @@ from chaos.model import graph, obligations, spin, tied
 from chaos.model.drive import drive, moves
 from chaos.model.world import Difference
 from statemachine import breaker
-from statemachine.machine import NEXT, Phase
+from statemachine.machine import NEXT, TABLE, Phase
 from statemachine.marks import RUNNING
 from statemachine.store import committer, settle
 from statemachine.store import draft as draft_module
@@ -25,7 +26,6 @@ from statemachine.store.draft import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from chaos.model.graph import Graph
 
@@ -69,6 +69,25 @@ def test_results_of_earlier_generations_count_for_nothing_in_the_library(forced:
 
 def test_the_phases_that_spin_explored_are_those_of_the_machine(two: Graph) -> None:
     assert tied.table_differs(set(moves(two))) == ""
+
+
+def drawn(document: str) -> str:
+    """The diagram of the phases in a document."""
+    (found,) = re.findall(r"^```mermaid\n(stateDiagram-v2\n.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_the_diagram_of_the_phases_is_made_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edge that is added, removed, or turned round shows."""
+    document = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert drawn(document) == tied.diagram()
+    edges = re.findall(r"^    (\w+) --> (\w+): (\w+)$", drawn(document), re.MULTILINE)
+    named = {phase.value.replace("-", "_"): phase for phase in Phase}
+    assert {(named[source], trigger): named[target] for source, target, trigger in edges} == NEXT
+    turned = [(trigger, (target,), source) for trigger, sources, target in TABLE for source in sources]
+    for others in (TABLE[:-1], (*TABLE, ("commit", (Phase.ROLLEDBACK,), Phase.COMMITTED)), turned):
+        monkeypatch.setattr(tied, "TABLE", others)
+        assert drawn(document) != tied.diagram()
 
 
 @pytest.mark.parametrize("broken", ["added", "removed"])
