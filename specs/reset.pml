@@ -153,6 +153,15 @@ inline CHECK() {
      i++
   :: else -> break
   od;
+  i = 0;
+  do
+  :: i < A ->
+     /* INV-06: of two attempts from one base version at most one commits. */
+     j = 0;
+     do :: j < i -> assert(abase[i] == 0 || abase[i] != abase[j]); j++ :: else -> break od;
+     i++
+  :: else -> break
+  od;
   /* INV-02: an acknowledged measurement stays. */
   assert(meas_at == 0 || author[meas_at] == BY_MEAS);
   i = 0;
@@ -167,9 +176,6 @@ inline CHECK() {
      j = 0; n = 0;
      do :: j < NV -> if :: author[j] == i + 1 -> n++ :: else fi; j++ :: else -> break od;
      assert(n == (out[i] == O_COMMITTED));
-     /* INV-06: of two attempts from one base version at most one commits. */
-     j = 0;
-     do :: j < i -> assert(abase[i] == 0 || abase[i] != abase[j]); j++ :: else -> break od;
      i++
   :: else -> break
   od;

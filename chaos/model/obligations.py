@@ -85,7 +85,7 @@ CLAIMS: Final = (
 )
 
 MUTANTS: Final = (
-    Mutant("NO_CAS", "reset", _QUIET, "INV-02", "acked[i]"),
+    Mutant("NO_CAS", "reset", _QUIET, "INV-06", "abase[i]!=abase[j]"),
     Mutant("NO_FENCE", "reset", _FENCED, "INV-06", "!(fenced[r])"),
     Mutant("NO_GENERATION", "reset", _QUIET, "INV-07", "was_gen"),
     Mutant("NO_BREAKER_CHECK", "reset", _QUIET, "INV-07", "gen[r]==b.gen"),
