@@ -191,6 +191,17 @@ def test_what_no_run_does_is_refuted_where_a_claim_is_shown(
     assert verdict.why == obligations.CYCLE
 
 
+@pytest.mark.parametrize("claim", LIVE, ids=lambda claim: claim.name)
+def test_what_must_happen_does_where_the_environment_does_nothing(claim: obligations.Claim) -> None:
+    """A run goes on to its end, and so to the last crash of its budget; no claim may rest on that."""
+    named = at_bounds(claim) | dict.fromkeys(at_bounds(claim).keys() & {"CRASHES", "CUTS", "FENCES", "FORCES", "FAULTS"}, 0)
+    switches = [setting for setting in claim.settings if "=" not in setting]
+    calm = claim._replace(settings=(*(f"{name}={number}" for name, number in named.items()), *switches), effort=spin.SOON)
+    verdict, _ = obligations.judge(calm)
+    assert verdict.why == ""
+    assert verdict.states > 1_000
+
+
 def test_a_machine_without_spin_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(spin.SpinMissing, match=r"spin and gcc not found; install with `apt-get install spin gcc`"):
