@@ -86,7 +86,6 @@ class Process:
         self.tx: ResetTransaction | None = None
         self.at = ""
         self.worker: greenlet | None = None
-        self.acked = 0
         self.dying = False
         self.found = self.settled = False
         self.error = ""
@@ -135,8 +134,7 @@ class Process:
         while True:
             command = self.pause("user")
             if command == "offer":
-                result = tx.commit()
-                self.acked = self.world.model_version(result.version or 0)
+                tx.commit()
                 return
             self._may_end(command)
             with contextlib.suppress(ResetValidationError):

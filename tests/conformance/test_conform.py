@@ -263,7 +263,7 @@ def test_the_command_names_the_row_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_row_erased_without_an_anchor_is_rejected() -> None:
     """To say of a forged row that it was erased hid what was forged in it."""
     personal = dict.fromkeys(("user", "at", "trigger", "reason", "actor", "error"))
-    blank = {**personal, "erased": True, "details": {}, "operations": [], "violations": []}
+    blank: dict[str, Any] = {**personal, "erased": True, "details": {}, "operations": [], "violations": []}
     log = [dict(row) for row in _scene()]
     for number, row in enumerate(_scene(), 1):
         told = rows.of_dicts([*log[:number - 1], row | blank, *log[number:]])
