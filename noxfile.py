@@ -15,7 +15,7 @@ nox.options.error_on_missing_interpreters = False  # `tests_all` reports each on
 PROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = nox.project.python_versions(PROJECT)
 QUICK = ("-m", "not slow")
-HARNESS = sorted(str(path) for names in ("chaos/test_suite_*.py", "unit/test_chaos_*.py", "regression/test_found_by_*.py")
+HARNESS = sorted(str(path) for names in ("chaos/test_*.py", "unit/test_chaos_*.py", "regression/test_found_by_*.py")
                  for path in Path("tests").glob(names))
 
 
