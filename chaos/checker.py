@@ -135,7 +135,8 @@ def one_outcome(oracle: Oracle, found: Found) -> Iterator[str]:
         attempt, outcome = row.public.attempt_id, row.public.outcome
         if attempt and outcome:
             if attempt not in oracle.outcomes:
-                unknown[row.personal.user] += 1
+                # Where another writer was faster an attempt is made anew; nobody is told of the first, which changed nothing.
+                unknown[row.personal.user] += outcome != "conflicted"
             elif outcome not in oracle.outcomes[attempt]:
                 yield f"attempt {attempt} is {outcome} in the log, and {'/'.join(sorted(oracle.outcomes[attempt]))} was told"
     for name, count in unknown.items():
