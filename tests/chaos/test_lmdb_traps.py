@@ -333,11 +333,14 @@ def test_a_lock_file_cut_short_kills_nobody(tmp_path: Path, size: int) -> None:
 
 
 def test_bare_lmdb_is_killed_by_a_lock_file_cut_short(tmp_path: Path) -> None:
-    """The trap itself, at the read after it, and at an opening while another process has the file."""
+    """The trap itself, at the read after it, and at an opening while another process has the file.
+
+    The opening reads past what it mapped: whether it dies depends on what lies there, which is another thing each time.
+    """
     one = bare("say('open'); sys.stdin.readline(); env.begin(); say('read')", tmp_path)
     assert line(one) == "open"
     os.truncate(tmp_path / "lock.mdb", 100)
-    assert ended(bare("", tmp_path), "") == -signal.SIGSEGV
+    assert any(ended(bare("", tmp_path), "") == -signal.SIGSEGV for _ in range(40))
     os.truncate(tmp_path / "lock.mdb", 0)
     assert ended(one) == -signal.SIGBUS
 

@@ -62,7 +62,7 @@ def test_every_point_is_replayed_alike_and_shares_divide_them(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(("bug", "faults", "flips"), [
-    ("checksum not checked", (), 60), ("chain not checked", ("foreign or missing file",), 0),
+    ("checksum not checked", (), 300), ("chain not checked", ("foreign or missing file",), 0),
 ])
 def test_a_planted_bug_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: str, faults: tuple[str, ...], flips: int,

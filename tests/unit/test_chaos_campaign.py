@@ -154,12 +154,23 @@ def test_nothing_is_left_when_the_watching_stops_it(monkeypatch: pytest.MonkeyPa
     def stop(_ran: list[Ran], _trying: str) -> None:
         raise KeyboardInterrupt
 
+    workers: list[int] = []
+
+    def noted() -> int:
+        child = fork()
+        workers.append(child)
+        return child
+
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", noted)
     monkeypatch.setattr(campaign, "_tmpfs", lambda: str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         campaign.run(Asked(("slow",), workers=2), Target(), {"slow": Slow()}, stop)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(workers) == 2
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
 
 
 # The commands.
