@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
+from chaos import target as targets
 from chaos.conform import monitor, rows
+from chaos.target import Target
 from statemachine import ResetError, Store, StoreUnavailable
 from statemachine.audit import configure_for_command
 from statemachine.store.engine import DATA
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def boats(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
+    """The estimator of the examples, which is not body weight."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield targets.load("chaos_target:boats")
+    for name in ("chaos_target", "tracker"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(params=["body weight", "boats"])
+def target(request: pytest.FixtureRequest) -> Target:
+    """Two kinds of state, one after the other."""
+    found: Target = request.getfixturevalue("boats") if request.param == "boats" else Target()
+    return found
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory in memory where there is one: LMDB syncs thousands of times in it."""
+    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from chaos import target as targets
 from chaos.machine import Broken, machine
 from chaos.target import Target
 from statemachine.marks import Mark
@@ -22,33 +19,25 @@ from statemachine.store.committer import Committer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+LIVES = settings(max_examples=8, stateful_step_count=25, database=None, deadline=None, phases=[Phase.generate],
+                 report_multiple_bugs=False)
+"""A few lives at a time, and none made smaller: that is Hypothesis's own business."""
+ROUNDS = 40
 
 
-def lives(count: int) -> settings:
-    """So many lives, the same ones each time, and none made smaller: that is Hypothesis's own business."""
-    return settings(max_examples=count, stateful_step_count=25, derandomize=True, database=None, deadline=None,
-                    phases=[Phase.generate], report_multiple_bugs=False)
-
-
-@pytest.fixture(params=["body weight", "boats"])
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
-    if request.param == "boats":
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        yield targets.load("chaos_target:boats")
-        for name in ("chaos_target", "tracker"):
-            sys.modules.pop(name, None)
-    else:
-        yield Target()
+def lived(target: Target, seen: Counter[str]) -> Iterator[None]:
+    """Some more lives each time.  What Hypothesis draws hangs on its seed, but on the modules that are loaded too."""
+    for number in range(ROUNDS):
+        run_state_machine_as_test(seed(number)(machine(target, witnessed=seen)), settings=LIVES)
+        yield
 
 
 def test_every_promise_holds_over_whole_lives_of_a_store(target: Target) -> None:
     """Whatever is done in whatever order, with reopening and crashes, nothing breaks, and what must happen did happen."""
     seen: Counter[str] = Counter()
-    run_state_machine_as_test(machine(target, witnessed=seen), settings=lives(8))
     expected = {"measure: acknowledged", "batch: acknowledged", "reset: acknowledged", "restore: acknowledged",
                 "raise: mutation-failed", "crash", "crash: interrupted"}
-    assert expected - set(seen) == set()
+    assert any(expected <= set(seen) for _ in lived(target, seen)), expected - set(seen)
 
 
 def _kept_nowhere(*_: Any) -> None:
@@ -75,7 +64,7 @@ _ENTRY = Mark.entry
 
 @pytest.mark.parametrize(("owner", "name", "bug", "promise"), [
     (identities, "keep_aside", _kept_nowhere, "conserved"),
-    (Committer, "commit", _forgotten, "durable"),
+    (Committer, "commit", _forgotten, "durable|audited"),
     (Mark, "entry", _settled_as_committed, "effects"),
 ])
 def test_the_machine_finds_a_planted_bug(
@@ -84,4 +73,4 @@ def test_the_machine_finds_a_planted_bug(
     """A measurement kept aside nowhere, a commit told and not made, a death settled as a commit: the promise is named."""
     monkeypatch.setattr(owner, name, bug)
     with pytest.raises(Broken, match=promise):
-        run_state_machine_as_test(machine(Target()), settings=lives(60))
+        list(lived(Target(), Counter()))

@@ -6,9 +6,7 @@ import os
 import platform
 import signal
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,33 +19,19 @@ from chaos.planted import PLANTED
 from chaos.suite import Point, Session, Verdict
 from chaos.suites import SUITES
 from chaos.suites.calls import NOT_MET, SCENES, Calls
-from chaos.target import Target, load
+from chaos.target import Target
 from statemachine import Store
 
 ABLE = sys.platform.startswith("linux") and platform.machine() in {"x86_64", "aarch64"}
 pytestmark = [pytest.mark.skipif(not ABLE, reason="Linux on x86_64 or aarch64 only"), pytest.mark.usefixtures("no_events")]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SEED = 1_000
 """That of the plan's first points where the campaign's is 1."""
 DOUBTFUL = range(8, 12)
 """Calls about a meta page by which "working, each" makes a version."""
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory in memory where there is one: LMDB syncs thousands of times here."""
-    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
-    with tempfile.TemporaryDirectory(prefix="chaos-calls-", dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
 def session(scratch: Path, target: Target | None = None, share: int = 0, shares: int = 1) -> Session:
     return Session(target or Target(), 1, "short", scratch, share, shares)
-
-
-def boats(monkeypatch: pytest.MonkeyPatch) -> Target:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return load("chaos_target:boats")
 
 
 def survived(verdicts: list[Verdict]) -> Counter[str]:
@@ -65,8 +49,8 @@ def test_body_weight_survives_and_every_outcome_is_seen(scratch: Path) -> None:
         pass
 
 
-def test_another_estimator_survives(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = survived(list(islice(Calls().run(session(scratch, boats(monkeypatch))), 48)))
+def test_another_estimator_survives(scratch: Path, boats: Target) -> None:
+    seen = survived(list(islice(Calls().run(session(scratch, boats)), 48)))
     assert {"went on", "rolled back, typed", "killed, settled at open"} <= set(seen)
 
 

@@ -10,24 +10,18 @@ from chaos.planted import PLANTED
 from chaos.suite import Session, Suite
 from chaos.suites import SUITES
 from chaos.suites.deaths import KILLS, ROUNDS, STEPS, STOPS, WRITERS, Ground
-from chaos.target import load
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from chaos.target import Target
 
 
-def session(tmp_path: Path, target: str | None = None) -> Session:
-    return Session(load(target), 1, "short", tmp_path)
+def session(tmp_path: Path, target: Target | None = None) -> Session:
+    return Session(target or Target(), 1, "short", tmp_path)
 
 
 def suite() -> Suite:
     return SUITES["deaths"]()
 
 
-@pytest.mark.parametrize("target", [None, "chaos_target:boats"])
-def test_a_few_deaths_of_each_fault_break_nothing(
-    tmp_path: Path, target: str | None, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def test_a_few_deaths_of_each_fault_break_nothing(tmp_path: Path, target: Target) -> None:
     with Ground(session(tmp_path, target)) as ground:
         verdicts = [verdict for fault, block in (
             ("step", [[number, STEPS] for number in range(0, STEPS, 35)]),

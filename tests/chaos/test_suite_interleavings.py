@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 import chaos.suites.interleavings as suite_module
-from chaos import target as targets
 from chaos.planted import PLANTED
 from chaos.suite import Session
 from chaos.suites import SUITES, scenarios
@@ -19,22 +17,8 @@ from chaos.suites.interleavings import Interleavings
 from chaos.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from chaos.suite import Verdict
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(params=["body weight", "boats"])
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
-    if request.param == "boats":
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        yield targets.load("chaos_target:boats")
-        for name in ("chaos_target", "tracker"):
-            sys.modules.pop(name, None)
-    else:
-        yield Target()
 
 
 def short(monkeypatch: pytest.MonkeyPatch, drawn: int, preemptions: int = 1, only: str = "") -> None:

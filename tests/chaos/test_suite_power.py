@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import tempfile
 import time
 from collections import Counter
 from itertools import islice
@@ -19,13 +18,13 @@ from chaos.planted import PLANTED
 from chaos.suite import Session, Verdict
 from chaos.suites import power
 from chaos.suites.power import SCENES, Power
-from chaos.target import Target, load
+from chaos.target import Target
 from statemachine.marks import DeadMarks
 from statemachine.store import engine as door
 from statemachine.store import life, making, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from chaos.faults.images import Image
 
@@ -34,21 +33,11 @@ pytestmark = [
     pytest.mark.skipif(bool(libc.unavailable()), reason=f"SKIPPED POWER CUTS: {libc.unavailable()}"),
 ]
 IMAGES = 24
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as path:
-        yield Path(path)
-
-
-@pytest.mark.parametrize("name", [None, "chaos_target:boats"])
-def test_what_was_told_outlives_the_power(scratch: Path, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_told_outlives_the_power(scratch: Path, target: Target) -> None:
     """Every kind of scene, every outcome that must occur, and nothing broken."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    verdicts = list(Power(IMAGES).run(Session(load(name), 1, "short", scratch)))
+    verdicts = list(Power(IMAGES).run(Session(target, 1, "short", scratch)))
     assert [verdict for verdict in verdicts if verdict.violations] == []
     assert all(verdict.fired for verdict in verdicts)
     assert {verdict.outcome for verdict in verdicts} == Power.witnesses
