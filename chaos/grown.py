@@ -24,15 +24,8 @@ WIDE: Final = 120
 """So many operations make the audit row of one reset longer than LMDB keeps in a page of its tree."""
 SLOTS: Final = 64
 IDS_LATER: Final = 1_000_000
+"""Ids after which those count who come to a store in which others have counted."""
 _WIDE_NAME: Final = "\0wide"
-
-
-class LaterIds(CountingIds):
-    """Ids that count up from a number of their own, for those who come to a store in which others have counted."""
-
-    def __init__(self, first: int = IDS_LATER) -> None:
-        super().__init__()
-        self._count = first
 
 
 class Grown(NamedTuple):
@@ -61,7 +54,7 @@ class Grown(NamedTuple):
 
 def settings(first_id: int = IDS_LATER, **others: Any) -> dict[str, Any]:
     """What stores of the harness are opened with: a clock that stands, and ids that count."""
-    return {"clock": ManualClock(PRESENT_US), "ids": LaterIds(first_id), **others}
+    return {"clock": ManualClock(PRESENT_US), "ids": CountingIds(first_id), **others}
 
 
 @contextlib.contextmanager
@@ -94,7 +87,7 @@ def grow(target: Target, path: Path, seed: int, *, ops: int = OPS, snapshots: in
     todo.insert(len(todo) * 2 // 3, Op("mutate", random.Random(seed).choice(USERS), wide))
     events: list[Event] = []
     earlier = []
-    sent = {op.user: op.n + {"measure": 1, "batch": 5}.get(op.kind, 0) for op in todo if op.kind in ("measure", "batch")}
+    sent = {op.user: op.n + op.sends for op in todo if op.sends}
     with target.open(path, **settings(0)) as store:
         client = Client(target, store, events.append)
         for number, op in enumerate(todo):

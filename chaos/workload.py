@@ -38,6 +38,11 @@ class Op(msgspec.Struct, frozen=True):
     user: str
     n: int = 0
 
+    @property
+    def sends(self) -> int:
+        """How many measurements it sends."""
+        return {"measure": 1, "batch": BATCH}.get(self.kind, 0)
+
 
 def ids_of(life: int) -> CountingIds:
     """Ids that one life of a store gives out: no two processes and no two openings give the same."""
@@ -62,7 +67,7 @@ def generate(seed: int, count: int, users: tuple[str, ...] = USERS, first: int =
         user = dice.choice(users)
         kind = dice.choice(KINDS) if sent[user] else "measure"
         ops.append(Op(kind, user, sent[user]))
-        sent[user] += {"measure": 1, "batch": BATCH}.get(kind, 0)
+        sent[user] += ops[-1].sends
     return ops
 
 
@@ -85,7 +90,7 @@ class Client:
     def do(self, op: Op) -> Told:
         """Do one operation.  Errors of the library are answers; anything else leaves the operation in doubt and goes on up."""
         number, self._next = self._next, self._next + 1
-        measured = [self.target.measured(op.user, op.n + i) for i in range({"measure": 1, "batch": BATCH}.get(op.kind, 0))]
+        measured = [self.target.measured(op.user, op.n + i) for i in range(op.sends)]
         sent = tuple((m.at_us, str(m.value), m.source) for m in measured)
         self._record(Asked(number, op.kind, op.user, sent, max(1, len(sent))))
         try:

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import lmdb
 
-from chaos.grown import Grown, LaterIds
+from chaos.grown import Grown
 from chaos.history import Asked
 from chaos.target import Target
 from chaos.workload import BY, PRESENT_US
 from statemachine import codec
 from statemachine.store import engine, keys
-from statemachine.testing import ManualClock
+from statemachine.testing import CountingIds, ManualClock
 
 DEAD_IDS: Final = 500_000
 GARBAGE: Final = bytes(range(256)) * 64
@@ -32,7 +32,7 @@ def with_marks(target: Target, grown: Grown) -> Grown:
             os._exit(0)
 
         with contextlib.suppress(BaseException):
-            store = target.open(grown.path, clock=ManualClock(PRESENT_US), ids=LaterIds(DEAD_IDS))
+            store = target.open(grown.path, clock=ManualClock(PRESENT_US), ids=CountingIds(DEAD_IDS))
             target.manager(store).perform_reset(user, operations=[("die", die)], **BY)
         os._exit(1)
     os.waitpid(child, 0)

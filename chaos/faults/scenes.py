@@ -40,14 +40,6 @@ IDS_OF_A_SCENE: Final = 1_000
 """The ids of each scene begin where those of another end, so that no image of one is an image of the other."""
 
 
-class Ids(CountingIds):
-    """Ids that count up from a number."""
-
-    def __init__(self, first: int = 0) -> None:
-        super().__init__()
-        self._count = first
-
-
 class Done(NamedTuple):
     """The caller of what changes files was told that it was done; `named` is what it was told to find there."""
 
@@ -91,7 +83,7 @@ class Scene(NamedTuple):
 
 def opened(target: Target, path: Path, first_id: int = 0, days: int = 0, **settings: Any) -> Store:
     """A store, as at every opening here: at the same instant, `days` later, and with ids that count."""
-    return target.open(path, clock=clock(days), ids=Ids(first_id), **settings)
+    return target.open(path, clock=clock(days), ids=CountingIds(first_id), **settings)
 
 
 def clock(days: int = 0) -> ManualClock:
@@ -165,7 +157,7 @@ def _creation(target: Target, root: Path, _: list[Op], first_id: int) -> tuple[R
 def _compaction(target: Target, root: Path, ops: list[Op], first_id: int) -> tuple[Recording, list[Event]]:
     history = _used(target, root / STORE, ops, first_id)
     with _recorded(root) as recorder:
-        done = compact(root / STORE, **BY, estimator=target.estimator, clock=clock(), ids=Ids(LATER))
+        done = compact(root / STORE, **BY, estimator=target.estimator, clock=clock(), ids=CountingIds(LATER))
         recorder.note(Done(done.attempt_id), answers=True)
     return recorder.recorded(), history
 
@@ -190,7 +182,7 @@ def _restoring(target: Target, root: Path, ops: list[Op], first_id: int) -> tupl
 def restored(target: Target, root: Path, first_id: int, name: str = STORE) -> str:
     """Make a store of the backup in `root`; its id."""
     return restore_store(root / BACKUP, root / name, **BY, estimator=target.estimator, clock=clock(),
-                         ids=Ids(first_id)).store_id
+                         ids=CountingIds(first_id)).store_id
 
 
 _FILES: Final[dict[str, Callable[[Target, Path, list[Op], int], tuple[Recording, list[Event]]]]] = {

@@ -28,13 +28,13 @@ from chaos.faults.strikes import FAULTS, Fault, Striker
 from chaos.history import Asked, Event, Told, lines, read
 from chaos.suite import Point, Session, Verdict
 from chaos.target import Target
-from chaos.workload import BATCH, BY, PRESENT_US, USERS, Client, Op
+from chaos.workload import BY, PRESENT_US, USERS, Client, Op, ids_of
 from statemachine import ResetError, Store, audit, marks
 from statemachine.errors import ContractBroken
 from statemachine.store.compaction import compact
 from statemachine.store.engine import ANEW, LMDB_LOCK
 from statemachine.store.life import backup, restore_store
-from statemachine.testing import CountingIds, ManualClock
+from statemachine.testing import ManualClock
 
 WENT_ON: Final = "went on"
 ROLLED_BACK: Final = "rolled back, typed"
@@ -57,14 +57,6 @@ _SETUP, _ACT, _AFTER = 0, 1_000, 2_000
 """The numbers of the first operation of each part of a history."""
 _LATER: Final = 200
 """The number of the first measurement that a user sends once the fault is over."""
-
-
-class Offsets(CountingIds):
-    """Ids that count from a number of their own, so that no two parts of a history have one in common."""
-
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self._count = first * 1_000
 
 
 class Stage:
@@ -96,7 +88,7 @@ class Stage:
 
     def opened(self, first: int, **settings: Any) -> Store:
         """The store, its ids counted for the part of the history that begins with operation `first`."""
-        return self.target.open(self.store, clock=self.clock, ids=Offsets(first), **{**self.settings, **settings})
+        return self.target.open(self.store, clock=self.clock, ids=ids_of(first), **{**self.settings, **settings})
 
     def client(self, store: Store, first: int) -> Client:
         """A client of the store."""
@@ -201,7 +193,7 @@ def _ops(dice: random.Random, kinds: tuple[str, ...]) -> list[Op]:
     for kind in dice.sample(kinds, len(kinds)):
         user = dice.choice(PEOPLE)
         ops.append(Op(kind, user, sent[user]))
-        sent[user] += {"measure": 1, "batch": BATCH}.get(kind, 0)
+        sent[user] += ops[-1].sends
     return ops
 
 
@@ -234,7 +226,7 @@ def _opening(stage: Stage, _: random.Random) -> None:
 
 def _compacting(stage: Stage, _: random.Random) -> None:
     with stage.struck():
-        compact(stage.store, BY["actor"], BY["reason"], estimator=stage.target.estimator, clock=stage.clock, ids=Offsets(_ACT))
+        compact(stage.store, BY["actor"], BY["reason"], estimator=stage.target.estimator, clock=stage.clock, ids=ids_of(_ACT))
 
 
 def _backing_up(stage: Stage, _: random.Random) -> None:
@@ -247,7 +239,7 @@ def _backing_up(stage: Stage, _: random.Random) -> None:
 def _restoring(stage: Stage, _: random.Random) -> None:
     with stage.struck():
         restore_store(stage.home / "backup", stage.copy, BY["actor"], BY["reason"], estimator=stage.target.estimator,
-                      clock=stage.clock, ids=Offsets(_ACT))
+                      clock=stage.clock, ids=ids_of(_ACT))
 
 
 def _whole_backup(stage: Stage) -> Iterator[str]:
@@ -263,7 +255,7 @@ def _whole(stage: Stage, *, readonly: bool) -> Iterator[str]:
     if not stage.copy.exists():
         return
     try:
-        settings = {} if readonly else {"ids": Offsets(_AFTER)}
+        settings = {} if readonly else {"ids": ids_of(_AFTER)}
         with stage.target.open(stage.copy, readonly=readonly, clock=stage.clock, **settings) as copy:
             yield from checker.judge(stage.target, stage.events[:stage.known], copy)
     except ResetError as error:

@@ -35,7 +35,7 @@ from chaos.watched import Died, each
 from chaos.workload import BATCH, BY, PRESENT_US, USERS, Client, Op, generate, ids_of
 from statemachine import BreakerOpen, Outcome, ResetError, ResetResult, Store, StoreBusy, StoreLimits
 from statemachine.audit import configure_for_command
-from statemachine.marks import under_way
+from statemachine.marks import files, under_way
 from statemachine.store.engine import OWNERS
 from statemachine.store.fencing import fence
 from statemachine.testing import ManualClock
@@ -118,8 +118,7 @@ class Look(NamedTuple):
 def look(session: Session, directory: Path, stale: int = 0, *, twice: bool = True) -> Look:
     """Open what was left, judge it, go on with it, judge it again where `twice`; `stale` is an owner that was fenced."""
     events = [event for path in sorted(directory.glob("*.ndjson")) for event in parsed(path.read_bytes())]
-    owners = (path for path in (directory / STORE / OWNERS).iterdir() if path.name.isdecimal())
-    marked = {mark.attempt_id for path in owners for mark in under_way(path)}
+    marked = {mark.attempt_id for _, path in files(directory / STORE / OWNERS) for mark in under_way(path)}
     try:
         life = Life(session, directory, LAST)
     except ResetError as error:
