@@ -32,7 +32,7 @@ from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.rollout import UNGOVERNED, Rollout, RolloutProvider, Verdict, as_verdict, decide
 from statemachine.state import user_key
 from statemachine.store import Store, keys
-from statemachine.store.draft import Draft, record
+from statemachine.store.draft import DROPPED, Draft, record
 from statemachine.store.records import Head
 from statemachine.transaction import TRACE_CHARS_MAX, ResetTransaction
 
@@ -187,7 +187,7 @@ class _Shadow:
         if self._slot is not None:
             self._store.marks.state(self._slot, WAITING)  # a death from now on is not the mutation's
             self._draft.after.append(partial(self._store.marks.release, self._slot))
-            self._draft.dropped.append(partial(self.give_up, "its batch was given up and its input was taken anew"))
+            self._draft.dropped.append(partial(self.give_up, DROPPED))
 
     def give_up(self, why: str) -> None:
         """The mark becomes the row; the next commit or opening writes it."""

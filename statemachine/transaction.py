@@ -36,7 +36,7 @@ from statemachine.machine import Guard, Phase
 from statemachine.marks import ENDED, RUNNING, WAITING, Mark, cut
 from statemachine.state import user_key
 from statemachine.store import identities, intents, keys, log
-from statemachine.store.draft import BreakerEvent, Draft, Miss, MissReason, breaker_key, encoded, record
+from statemachine.store.draft import DROPPED, BreakerEvent, Draft, Miss, MissReason, breaker_key, encoded, record
 from statemachine.store.records import ACCEPTED, QUARANTINED, Aside, Head, Identity, Pin, Probation
 from statemachine.validation import Violation
 
@@ -511,8 +511,7 @@ class ResetTransaction:
     def _dropped(self) -> None:
         slot, self._slot = self._slot, None
         if slot is not None:
-            text = "its batch was given up and its input was taken anew"
-            self._store.marks.write(slot, self._mark(ENDED, "reset.conflicted", "conflicted", text))
+            self._store.marks.write(slot, self._mark(ENDED, "reset.conflicted", "conflicted", DROPPED))
             if self.attempt_id in (self._breaker.probe, self._global.probe):
                 with contextlib.suppress(ResetError):  # then the next commit writes the mark and gives the slot back
                     self._store.commit(self._void())

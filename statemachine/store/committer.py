@@ -146,11 +146,12 @@ class Committer:
         committing = False
         try:
             with self.engine.turn():
-                lost = self._unreadable()
+                late = self.marks.ended()
+                lost = self._unreadable(late)
                 while True:
                     txn = self.engine.write()
                     try:
-                        ended = self._fill(txn, batch, lost)
+                        ended = self._fill(txn, batch, late, lost)
                         committing = True
                         txn.commit()
                         break
@@ -169,13 +170,13 @@ class Committer:
             else:
                 self._settle_failed(batch, error, committing=committing)
 
-    def _unreadable(self) -> frozenset[str]:
+    def _unreadable(self, late: dict[int, Mark]) -> frozenset[str]:
         """The users of marks that are to be written now whose pages cannot be read: they are no reason to stop all commits.
 
         Asked before the transaction: LMDB refuses the whole of one that has come to such a page.
         """
         lost = set()
-        for user in {mark.user for mark in self.marks.ended().values()}:
+        for user in {mark.user for mark in late.values()}:
             key = user_key(user)
             try:
                 for at in (keys.audit_of(key, keys.VERSION_MAX), keys.breaker(key)):
@@ -191,7 +192,7 @@ class Committer:
                 ticket.taken = False
 
     def _fill(
-        self, txn: lmdb.Transaction[bytes], batch: list[_Ticket], lost: frozenset[str] = frozenset(),
+        self, txn: lmdb.Transaction[bytes], batch: list[_Ticket], late: dict[int, Mark], lost: frozenset[str],
     ) -> dict[int, Row | None]:
         own = txn.get(keys.owner(self.owner))
         if own is None:
@@ -223,7 +224,7 @@ class Committer:
                 ticket.rows = [chain.append(entry) for entry in entries]
                 ticket.moves = [chain.append(entry) for entry in breakers.moves]
         ended: dict[int, Row | None] = {}
-        for slot, mark in self.marks.ended().items():
+        for slot, mark in late.items():
             ended[slot] = None
             if txn.get(keys.attempt(mark.attempt_id)) is None:
                 ended[slot] = chain.append(mark.entry(), under_user=mark.user not in lost)

@@ -35,6 +35,8 @@ from statemachine.store.records import ACCEPTED, Aside, Head, Identity, Pin
 
 T = TypeVar("T")
 
+DROPPED: Final = "its batch was dropped before it was committed"
+"""Why the attempts of a draft that was given up are conflicted."""
 IDENTITIES_LOOKED_AT: Final = 32
 """Of a user without a head: enough, since a user's first accepted measurement is among its first."""
 

@@ -1217,7 +1217,7 @@ def test_the_attempts_of_a_batch_that_was_given_up_have_a_row_each(bench: Bench,
     draft.drop()
     (mark,) = bench.slots()
     assert (mark.state, mark.event, mark.outcome) == (ENDED, "reset.conflicted", "conflicted")
-    assert mark.error == "its batch was given up and its input was taken anew"
+    assert mark.error == "its batch was dropped before it was committed"
     bench.manager.perform_reset("x", **BY)
     row = bench.row()
     assert (row.public.event, row.public.outcome, row.public.attempt_id) == ("reset.conflicted", "conflicted", tx.attempt_id)
