@@ -20,9 +20,11 @@ from statemachine.audit import Entry, Personal, Public, context_now
 from statemachine.breaker import Now
 from statemachine.clock import iso
 from statemachine.errors import (
+    CommitInDoubt,
     ConflictError,
     InvalidInput,
     InvariantViolation,
+    ResetError,
     StoreBusy,
     StoreCorrupt,
 )
@@ -172,6 +174,7 @@ class Processor:
                     finish(batch.draft, outcome)
                 if batch.draft:
                     self.store.commit(batch.draft)
+                return outcome  # noqa: TRY300 - an interrupt here comes after the commit, and must say so
             except ConflictError:
                 batch.draft.drop()
             except StoreCorrupt as error:
@@ -179,11 +182,12 @@ class Processor:
                 if damaged is not None:
                     raise
                 damaged = self._walk_back(measurement.user, error)
-            except BaseException:
+            except BaseException as error:
                 batch.draft.drop()
+                if batch.draft.durable and not isinstance(error, ResetError):
+                    message = f"a measurement of {measurement.user!r} was interrupted after its commit; sent again it counts once"
+                    raise CommitInDoubt(message, user=measurement.user) from error
                 raise
-            else:
-                return outcome
         message = f"other writers changed {measurement.user!r} {RETRIES_MAX} times in a row; try again"
         raise StoreBusy(message, user=measurement.user)
 

@@ -120,9 +120,11 @@ class Draft:
         self._in_order: dict[bytes, list[bytes]] = {}
         self._breakers: dict[bytes, Breaker] = {}
         self._budget: Budget | None = None
+        self.durable = False
 
     def committed(self) -> None:
         """The draft is durable: the attempts in it are told, so that their marks are released."""
+        self.durable = True
         self._tell(self.after)
 
     def drop(self) -> None:

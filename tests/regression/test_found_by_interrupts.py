@@ -95,6 +95,16 @@ def test_an_interrupt_at_the_end_of_a_measured_reset_reaches_the_caller(template
     assert not broken(struck(templates, "measured", lambda p: p.name.endswith((" _finished", " _commit"))))
 
 
+def test_an_interrupt_on_the_way_back_from_a_measurement_s_commit_is_doubt(templates: Templates) -> None:
+    """`process` had stored the measurement, and its caller was told KeyboardInterrupt, as if it had not.
+
+    The draft knows that it is durable; sent again, the measurement counts once.
+    """
+    verdicts = struck(templates, "measured", lambda p: p.name.endswith((" alone", " process", " outcome", " committed", " _tell")))
+    assert not broken(verdicts)
+    assert "in doubt, had landed" in {verdict.outcome for verdict in verdicts}
+
+
 def test_a_measurement_that_another_process_takes_in_meanwhile_is_no_error(tmp_path: Path) -> None:
     """Of two processes that were sent one measurement, the slower ended with a TypeError: two `Identity` were compared.
 
