@@ -45,6 +45,7 @@ _digest: Final = xxhash.xxh3_64_digest
 """The same, as bytes with the highest first; the frame has the lowest first."""
 _FRAME_BYTES: Final = _HEAD.size + _SUM.size
 _STEP: Final = struct.Struct("<BBqd")
+_STEP_OF_ONE: Final = struct.Struct(f"{_STEP.format}d")
 
 _STEP_TYPE: Final = np.dtype([
     ("magic", "u1"), ("schema", "u1"), ("flags", "u1"), ("zero", "u1"), ("length", "<u4"), ("sum", "<u8"),
@@ -73,7 +74,7 @@ def seal(key: bytes, content: bytes, *, compress: bool = False) -> bytes:
     if compress:
         content, flags = zstandard.ZstdCompressor(level=9).compress(content), COMPRESSED
     head = _HEAD.pack(MAGIC, SCHEMA, flags, len(content))
-    return head + _SUM.pack(_checksum(key + head + content)) + content
+    return head + _digest(key + head + content)[::-1] + content
 
 
 def unseal(key: bytes, record: bytes) -> bytes:
@@ -157,7 +158,10 @@ def unpack(kind: type[T], content: bytes) -> T:
 
 def encode_step(reading: Reading, kernel: int) -> bytes:
     """A step of the log: kind, kernel, instant, effective R and the values; 26 bytes for body weight."""
-    return _step_of(len(reading.values)).pack(STEP, kernel, reading.at_us, reading.r, *reading.values)
+    values = reading.values
+    if len(values) == 1:
+        return _STEP_OF_ONE.pack(STEP, kernel, reading.at_us, reading.r, values[0])
+    return _step_of(len(values)).pack(STEP, kernel, reading.at_us, reading.r, *values)
 
 
 @lru_cache(maxsize=100)

@@ -212,7 +212,9 @@ class BodyWeight:
 
     def nis(self, state: EstimatorState, reading: Reading) -> float:
         """(z - H x)^2 / S at the reading's instant; chi-square of one degree of freedom when consistent."""
-        return kalman.nis(self._prediction(state, reading), reading.values[0])
+        prediction = kalman.predict(state.kalman, state.adaptation, reading.at_us, reading.r)
+        self._last = (state, reading, prediction)
+        return kalman.nis(prediction, reading.values[0])
 
     def figures(self, state: EstimatorState, reading: Reading) -> Mapping[str, float]:
         """Innovation (kg), its variance S (kg^2), the gain of the level, and the level after the step (kg)."""
@@ -223,13 +225,11 @@ class BodyWeight:
         return fold_body_weight(lanes, self.limits, self._own_rules)
 
     def _prediction(self, state: EstimatorState, reading: Reading) -> kalman.Prediction:
-        """The prediction for a reading; the last one is kept, since a reading is judged and then taken in."""
+        """The prediction for a reading; the one of the last `nis` is kept, since a reading is judged and then taken in."""
         last = self._last
         if last is not None and last[0] is state and last[1] is reading:
             return last[2]
-        prediction = kalman.predict(state.kalman, state.adaptation, reading.at_us, reading.r)
-        self._last = (state, reading, prediction)
-        return prediction
+        return kalman.predict(state.kalman, state.adaptation, reading.at_us, reading.r)
 
     def adapting(self, state: EstimatorState, at_us: int) -> bool:
         """Whether fewer than N measurements or D days have passed since the reset."""

@@ -201,10 +201,10 @@ class ResetManager:
         if measurement is not None and measurement.user != user:
             message = f"the measurement is of {measurement.user!r}, not of {user!r}"
             raise InvalidInput(message, user=user)
-        if incoming is None and self.store.head(user) is None:
+        tx = self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run, at=at)
+        if incoming is None and not tx.exists():
             message = f"nothing is stored for {user!r}: give a measurement to start from"
             raise UserUnknown(message, user=user)
-        tx = self.transaction(user, kind=kind, reason=reason, actor=actor, expect_version=expect_version, dry_run=dry_run, at=at)
         try:
             with tx:
                 if operations is not None:

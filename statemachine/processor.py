@@ -165,6 +165,7 @@ class Processor:
     ) -> Outcome:
         """One measurement in a commit of its own, from fresh heads, again while others are faster."""
         damaged: StoreCorrupt | None = None
+        identities.require_identity(measurement)
         for _ in range(RETRIES_MAX):
             batch = _Batch(self.store.draft(), lambda: now, present_us, alone=True)
             try:
@@ -238,7 +239,6 @@ class Processor:
         """Decide one measurement into the batch's draft."""
         name = measurement.user
         user = batch.users.get(name) or self.user(batch, name)
-        identities.require_identity(measurement)
         key = identities.key_of(user.key, measurement)
         if measurement.at_us <= user.last_us:
             seen = batch.draft.identity(key)
@@ -454,6 +454,8 @@ class Intake:
         self._rows: list[tuple[int, int, SourceRow]] = []
         self._outcomes: list[Outcome] = []
         self._batch: _Batch | None = None
+        self._marks = processor.store.marks
+        self._monotonic_us = processor.store.clock.monotonic_us
         self._rows_max = processor.store.limits.group_measurements_max
         self._current: _Stream | None = None
         self._wall_us = 0
@@ -469,13 +471,14 @@ class Intake:
         batch = self._batch
         if batch is None:
             self._wall_us = self._store.clock.now_us()
-            self._due_us = self._store.clock.monotonic_us() + self._store.limits.group_delay_ms * 1_000
+            self._due_us = self._monotonic_us() + self._store.limits.group_delay_ms * 1_000
             batch = self._batch = _Batch(self._store.draft(), self._now, stream.cursor.now_us, alone=False)
-        before = (len(batch.draft.puts), len(batch.draft.entries), len(batch.draft.events))
+        draft = batch.draft
+        before = (len(draft.puts), len(draft.entries), len(draft.events))
         try:
             outcome = self._decide(batch, stream, row)
         except (_NeedsOwnCommit, StoreCorrupt):
-            if before == (len(batch.draft.puts), len(batch.draft.entries), len(batch.draft.events)):
+            if before == (len(draft.puts), len(draft.entries), len(draft.events)):
                 self.flush()
             else:
                 self._again()
@@ -487,7 +490,7 @@ class Intake:
         self._rows.append((number, stream.position, row))
         self._outcomes.append(outcome)
         stream.pending[outcome.status] += 1
-        if len(self._rows) >= self._rows_max or self._store.marks.full or self._store.clock.monotonic_us() >= self._due_us:
+        if len(self._rows) >= self._rows_max or self._marks.full or self._monotonic_us() >= self._due_us:
             self.flush()
 
     def _now(self) -> Now:
@@ -498,13 +501,13 @@ class Intake:
 
     def _decide(self, batch: _Batch, stream: _Stream, row: SourceRow) -> Outcome:
         self._current = stream
-        if row.measurement is not None:
-            identities.require_identity(row.measurement)
-        stream.saw(row.measurement)
-        batch.present_us = stream.cursor.now_us
-        if row.measurement is not None:
-            return self._processor.one(batch, row.measurement, Origin(stream.cursor.source_id, row.row))
-        return _keep_unreadable(batch.draft, stream, row)
+        measurement, cursor = row.measurement, stream.cursor
+        batch.present_us = cursor.now_us
+        if measurement is None:
+            return _keep_unreadable(batch.draft, stream, row)
+        identities.require_identity(measurement)
+        stream.saw(measurement)
+        return self._processor.one(batch, measurement, Origin(cursor.source_id, row.row))
 
     def flush(self) -> None:
         """Make what was taken durable and report it; raises what prevents any commit, having lost nothing."""

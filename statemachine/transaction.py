@@ -87,6 +87,7 @@ class ResetTransaction:
         self._head: Head | None = None
         self._before: Any = None
         self._state: Any = None
+        self._bytes: tuple[Any, bytes] | None = None
 
     @property
     def phase(self) -> Phase:
@@ -124,6 +125,11 @@ class ResetTransaction:
             self._name(error)
             self.roll_back(error)
 
+    def exists(self) -> bool:
+        """Whether a state of the user is stored, before the attempt begins from just that; raises StoreCorrupt."""
+        self._head = self._draft.head(self._key)
+        return self._head is not None
+
     def begin(self, head: Head | None = None, state: Any = None) -> None:
         """Step 1: read the head, ask the breakers, fill the mark.  `head` and `state` may be given by who has just read them."""
         self._guard.check("snapshot")
@@ -140,7 +146,7 @@ class ResetTransaction:
             error.user, error.attempt_id = self.user, self.attempt_id
 
     def _begin(self, head: Head | None, state: Any) -> None:
-        self._head = head if head is not None else self._draft.head(self._key)
+        self._head = head or self._head or self._draft.head(self._key)
         if self._head is not None:
             self._before = self._state = state if state is not None else self._store.estimator.decode(self._head.state)
         self._suspect = (self._suspect[0], self.base_version)
@@ -168,10 +174,10 @@ class ResetTransaction:
     def _admit(self) -> None:
         """Raise BreakerOpen unless both breakers and the budget admit the attempt; lease the probes that it then is."""
         context = self._context
-        self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
+        self._breaker, self._global = self._draft.breakers(self._key)
         if any(known.probe and known.probe_owner != self._store.committer.owner for known in (self._breaker, self._global)):
             self._store.settle_dead()  # the lease of a probe ends with its holder
-            self._breaker, self._global = self._draft.breaker(self._key), self._draft.breaker(b"")
+            self._breaker, self._global = self._draft.breakers(self._key)
         user = breaker.admit(self._breaker, context.breaker, self.now, self.user, self._suspect)
         common = breaker.admit(self._global, context.global_breaker, self.now, "")
         limit = self._resets_per_minute
@@ -273,10 +279,16 @@ class ResetTransaction:
             message = f"operation {name!r} on {self.user!r} made an invalid state: " + "; ".join(map(str, violations[:3]))
             raise ResetValidationError(message, operation=name, violations=violations, user=self.user, attempt_id=self.attempt_id)
         try:
-            encoded(self._store.estimator.encode, candidate)
+            self._encoded(candidate)
         except ContractBroken as error:
             message = f"operation {name!r} on {self.user!r} returned {error}"
             raise MutationFailed(message, operation=name, user=self.user, attempt_id=self.attempt_id) from error
+
+    def _encoded(self, state: Any) -> bytes:
+        """The state as bytes; those of the last one asked for are kept, since a state is frozen."""
+        if self._bytes is None or self._bytes[0] is not state:
+            self._bytes = (state, encoded(self._store.estimator.encode, state))
+        return self._bytes[1]
 
     def _known(self) -> Any:
         """The newest candidate, which has passed the rules in force; the before-image may have passed older ones."""
@@ -345,7 +357,7 @@ class ResetTransaction:
         entry = self._entry(EVENTS.get(self.attempt.kind, "reset.committed"), "committed", Phase.COMMITTED,
                             version=head.version, deltas=deltas)
         draft.entries.append(entry)
-        draft.add_event(self._event("success"))
+        draft.add_event(self._event("success"), shared=self._batch is not None)
         if self._slot is not None:
             self._store.marks.state(self._slot, WAITING)
         if self._batch is not None:
@@ -448,7 +460,7 @@ class ResetTransaction:
                     head.probation.since_us, head.probation.accepted, at_us):
                 before = Pin(0, b"", estimator.kernel)
                 if head is not None:
-                    before = Pin(head.version, estimator.encode(self.before), head.kernel)
+                    before = Pin(head.version, head.state or estimator.encode(self.before), head.kernel)
                 draft.put(keys.pin(self._key), codec.pack(before))
             probation = Probation(at_us, 0, self.attempt.kind, self.base_version + 1)
         elif head is not None and head.probation is not None:
@@ -457,7 +469,8 @@ class ResetTransaction:
             aside = draft.aside(self._key) or Aside(0, 0)
             last_us = max(aside.last_us, estimator.at_us(self.before))
             draft.put(keys.aside(self._key), codec.pack(msgspec.structs.replace(aside, last_us=last_us)))
-        new = log.NewVersion(self.state, self.attempt_id, self.attempt.kind, at_us, self.admitted)
+        data = self._encoded(self.state)
+        new = log.NewVersion(self.state, self.attempt_id, self.attempt.kind, at_us, self.admitted, encode=lambda _: data)
         return log.append(draft, estimator, self._key, head, new, run_since_us=since, reset_us=at_us, probation=probation,
                           rules=self._store.validator.fingerprint, versions_max=self._store.limits.versions_max)
 

@@ -102,7 +102,8 @@ class StateValidator:
         `now_us` is the present, in microseconds since 1970 UTC, for rules about the future; None skips those.
         `known` is a state that has passed these very rules, from which this one was made.
         """
-        return tuple(_broken(self.rules, state, now_us, known)[:VIOLATIONS_MAX])
+        broken = _broken(self.rules, state, now_us, known)
+        return tuple(broken[:VIOLATIONS_MAX]) if broken else ()
 
 
 def _broken(rules: Iterable[Rule], state: Any, now_us: int | None, known: Any) -> list[Violation]:
@@ -191,12 +192,26 @@ def body_weight_rules(limits: Limits) -> tuple[Rule, ...]:
     """The inline rules of `EstimatorState`: shape, estimate, covariance, noise, buffer, adaptation, counters, as one rule."""
     text = repr(limits)
     checks = {
-        "shape": _shape, "estimate": _estimate_check(limits), "covariance": _covariance_check(limits),
-        "noise": _noise_check(limits), "buffer": _buffer_check(limits), "adaptation": _adaptation_check(limits),
-        "counters": _counters,
+        "shape": _shape, "estimate": _estimate_check(limits), "covariance": _unless_kept(_covariance_check(limits), "kalman"),
+        "noise": _unless_kept(_noise_check(limits), "kalman", "adaptation"),
+        "buffer": _unless_kept(_buffer_check(limits), "packed", "kalman", "readings_max"),
+        "adaptation": _unless_kept(_adaptation_check(limits), "adaptation"), "counters": _unless_kept(_counters, "counters"),
     }
     rules = tuple(Rule(name, check, text) for name, check in checks.items())
     return (in_one("body-weight", rules, _sound_step(limits)),)
+
+
+def _unless_kept(check: Check, *parts: str) -> Check:
+    """A check of certain parts of a state, made only where one of them is not the very object that has passed it."""
+    def unless_kept(s: Any, now_us: int | None, known: Any) -> Iterable[Violation]:
+        if known is None:
+            return check(s, now_us, None)
+        for part in parts:
+            if getattr(s, part) is not getattr(known, part):
+                return check(s, now_us, known)
+        return ()
+
+    return unless_kept
 
 
 def _sound_step(limits: Limits) -> Callable[[EstimatorState, EstimatorState], bool]:
@@ -237,6 +252,7 @@ def _sound_step(limits: Limits) -> Callable[[EstimatorState, EstimatorState], bo
         )
 
     return sound_step
+
 
 def _shape(s: EstimatorState, _now_us: int | None, _known: EstimatorState | None) -> list[Violation]:
     if (type(s) is EstimatorState and type(s.kalman) is Kalman and type(s.packed) is bytes

@@ -240,7 +240,11 @@ class Draft:
         if own is None:
             own, self._in_order[user] = self._identities.setdefault(user, {}), []
         if key not in own:
-            insort(self._in_order[user], key)
+            in_order = self._in_order[user]
+            if not in_order or key > in_order[-1]:
+                in_order.append(key)
+            else:
+                insort(in_order, key)
         own[key] = self.puts[key] = codec.seal(key, codec.pack(identity))
 
     def identities(self, user: bytes, after_us: int) -> list[tuple[bytes, Identity]]:
@@ -270,13 +274,28 @@ class Draft:
         pending = self._breakers.get(user)
         return pending if pending is not None else self.stored_breaker(user)
 
+    def breakers(self, user: bytes) -> tuple[Breaker, Breaker]:
+        """The user's breaker and the global one, both of one moment."""
+        if self._breakers:
+            return self.breaker(user), self.breaker(b"")
+        own, common = breaker_key(user), keys.GLOBAL_BREAKER
+        with self._engine.reading() as txn:
+            stored, shared = txn.get(own), txn.get(common)
+        return record(Breaker, own, stored) or CLOSED, record(Breaker, common, shared) or CLOSED
+
     def stored_breaker(self, user: bytes) -> Breaker:
         """The breaker as it is committed."""
         key = breaker_key(user)
         return record(Breaker, key, self._engine.get(key)) or CLOSED
 
-    def add_event(self, event: BreakerEvent) -> None:
-        """Count an attempt's end: in this draft's own view at once, in the store at the commit; as `BreakerEvent.moves`."""
+    def add_event(self, event: BreakerEvent, *, shared: bool = True) -> None:
+        """Count an attempt's end: in the store at the commit, and where others share this draft in its own view at once.
+
+        Raises as `BreakerEvent.moves`.
+        """
+        if not shared:
+            self.events.append(event)
+            return
         moved = event.moves(self.breaker)
         self.events.append(event)
         self._breakers.update((whose, after) for whose, (_, after) in moved.items())

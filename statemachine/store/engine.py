@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import threading
@@ -21,9 +20,10 @@ from typing import Any, Final
 import lmdb
 
 from statemachine.clock import Clock
-from statemachine.errors import ResetError, StoreBusy, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
+from statemachine.errors import ResetError, StoreCorrupt, StoreForeign, StoreFull, StoreUnavailable
 from statemachine.store import presence
 from statemachine.store.footing import Footing, check_lock, fill
+from statemachine.store.turns import POLL_S, Turn, Turns
 
 DATA: Final = "data.mdb"
 WRITER_LOCK: Final = "writer.lock"
@@ -45,7 +45,6 @@ WRITES_A_CHECK: Final = 256
 """So often is the table of readers cleared of killed ones: until then each keeps old pages, and the file grows."""
 HALF_PAGE_KEYS_MAX: Final = 100
 """More keys than half a page of the data file holds, of those that resetguard writes; a search by halves errs no further."""
-_POLL_S: Final = (0.0002, 0.005)
 WAKE_S: Final = 0.05
 """So often does a thread that waits for others look by itself: an interrupt may have kept it from being told."""
 _OPEN: dict[tuple[int, int], int] = {}
@@ -90,6 +89,38 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+class _Reading:
+    """One read transaction of an engine, among those that a growing map waits for."""
+
+    __slots__ = ("_engine", "_txn")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> lmdb.Transaction[bytes]:
+        engine = self._engine
+        engine.check()
+        try:
+            engine._enter(self)  # noqa: SLF001 - a part of the engine
+            engine._footing.check()  # noqa: SLF001
+            self._txn = engine._begin_reading(self)  # noqa: SLF001
+        except lmdb.Error as error:
+            engine._left(self)  # noqa: SLF001
+            raise translated(error, "reading", engine.path) from error
+        except BaseException:
+            engine._left(self)  # noqa: SLF001
+            raise
+        return self._txn
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._txn.abort()
+        finally:
+            self._engine._left(self)  # noqa: SLF001
+        if isinstance(error, lmdb.Error):
+            raise translated(error, "reading", self._engine.path) from error
+
+
 class Engine:
     """An open environment.  Threads may share it; a forked child may not use it."""
 
@@ -110,9 +141,8 @@ class Engine:
         self._reads: set[object] = set()  # one token each: an interrupt cannot count one that is not removed again
         self._growing = False
         self._closed = False
-        self._turns: dict[int, int] = {}  # a descriptor for each turn that a thread waits for or has, and that thread
-        self._hidden: int | None = None  # that of a store without a directory, which one thread uses
         self._writes = 0
+        self._turns = Turns(path / WRITER_LOCK, clock, writer_wait_s_max, self._check_names)
         # Before the data file is looked at, so that nobody can put another one in its place from here on.
         self._presence: int | None = presence.alone(path) if alone else presence.shared(path, clock, writer_wait_s_max)
         try:
@@ -204,7 +234,7 @@ class Engine:
         Whoever is killed while making the lock file leaves it half made to those who waited for it meanwhile, and LMDB takes it
         as it is.  It is made anew once all of them have let go.
         """
-        waited, pause = 0.0, _POLL_S[0]
+        waited, pause = 0.0, POLL_S[0]
         while True:
             env = self._open(map_bytes)
             if self._agrees(env):
@@ -214,7 +244,7 @@ class Engine:
                 message = (f"the lock file of the store {self.path} says something else than its data file; stop every process "
                            "that has the store open, then start them again")
                 raise StoreUnavailable(message)
-            pause = min(pause * 1.5, _POLL_S[1])
+            pause = min(pause * 1.5, POLL_S[1])
             self.clock.sleep(pause * (1 + os.getpid() % 16))  # they must not all have it open at once again
             waited += pause
 
@@ -226,7 +256,7 @@ class Engine:
                         return True
             except (lmdb.MapResizedError, lmdb.ReadersFullError):
                 return True  # others have it open and write
-            self.clock.sleep(_POLL_S[0])
+            self.clock.sleep(POLL_S[0])
         return False
 
     def close(self) -> None:
@@ -240,8 +270,7 @@ class Engine:
             with contextlib.suppress(lmdb.Error):
                 self._env.sync(True)  # noqa: FBT003
             self._let_go()
-        if self._hidden is not None:
-            os.close(self._hidden)
+        self._turns.close()
         self._release()
 
     def hide(self) -> None:
@@ -250,7 +279,7 @@ class Engine:
         A scratch store is used like this; it cannot be opened anew after an error of LMDB's.
         """
         self._footing.lose_names()
-        self._hidden = os.open(self.path / WRITER_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._turns.hide()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _let_go(self) -> None:
@@ -260,9 +289,7 @@ class Engine:
 
     def forget_in_child(self) -> None:
         """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
-        for descriptor in self._turns:
-            os.close(descriptor)
-        self._turns = {}
+        self._turns.close()
         self._leave_directory()
 
     def check(self) -> None:
@@ -281,22 +308,14 @@ class Engine:
             message = f"the store {self.path} was opened for reading and cannot be changed; open it without readonly=True"
             raise StoreUnavailable(message)
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[lmdb.Transaction[bytes]]:
-        """A short read transaction; never keep it across a commit."""
-        self.check()
-        read = object()
-        try:
-            self._enter(read)
-            self._footing.check()
-            with self._begin_reading(read) as txn:
-                yield txn
-        except lmdb.Error as error:
-            raise translated(error, "reading", self.path) from error
-        finally:
-            self._reads.discard(read)  # a call of C's: no signal is looked for before it is done
-            if self._growing or self._closed:
-                self._tell_waiting()
+    def reading(self) -> _Reading:
+        """A short read transaction, for a `with` block; never keep it across a commit."""
+        return _Reading(self)
+
+    def _left(self, read: object) -> None:
+        self._reads.discard(read)  # a call of C's: no signal is looked for before it is done
+        if self._growing or self._closed:
+            self._tell_waiting()
 
     def _enter(self, read: object) -> None:
         with self._gate_lock:
@@ -378,68 +397,27 @@ class Engine:
             found = cursor.prev() if cursor.set_range(stop) else cursor.last()
             return first, cursor.key() if found else None
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """The right to write, among all processes and threads; raises StoreBusy after `writer_wait_s_max`.
+    def turn(self) -> Turn:
+        """The right to write, for a `with` block, among all processes and threads; StoreBusy after `writer_wait_s_max`.
 
         Not to be taken again within.
         """
         self.check_writable()
-        with self._turn(os.O_CREAT | os.O_RDWR):
-            yield
+        return self._turns.take()
 
-    @contextlib.contextmanager
-    def stillness(self) -> Iterator[None]:
+    def stillness(self) -> contextlib.AbstractContextManager[None]:
         """As `turn`, for a look at what writers change in theirs: the store may be open for reading, and nothing is made."""
         self.check()
-        if self._hidden is None and not (self.path / WRITER_LOCK).exists():
-            yield  # a backup, or a store that nobody has written yet
-            return
-        with self._turn(os.O_RDONLY):
-            yield
+        if not self._turns.any():
+            return contextlib.nullcontext()  # a backup, or a store that nobody has written yet
+        return self._turns.take(make=False)
 
-    @contextlib.contextmanager
-    def _turn(self, flags: int) -> Iterator[None]:
-        # A descriptor of its own for each: through one that threads share, each would have the lock of the other, and end it.
-        try:
-            hidden, lock = self._hidden, self.path / WRITER_LOCK
-            writer = os.open(lock, flags | os.O_CLOEXEC, 0o600) if hidden is None else os.dup(hidden)
-        except OSError as error:
-            message = f"opening the store {self.path}: {error}"
-            raise StoreUnavailable(message) from error
-        self._turns[writer] = threading.get_ident()
-        try:
-            self._await_turn(writer)
-            self._footing.check_names()
-            yield
-        finally:
-            self._end(writer)
-
-    def _await_turn(self, writer: int) -> None:
-        waited, pause = 0.0, _POLL_S[0]
-        while True:
-            try:
-                fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waited >= self.writer_wait_s_max:
-                    message = (f"another process, or a thread of this one, holds the writer's turn of {self.path} for more than "
-                               f"{self.writer_wait_s_max:g} s; see which with fuser, or wait")
-                    raise StoreBusy(message) from None
-                self.clock.sleep(pause)
-                waited, pause = waited + pause, min(pause * 1.5, _POLL_S[1])
-            else:
-                return
+    def _check_names(self) -> None:
+        self._footing.check_names()  # of the present one: opening anew puts another in its place
 
     def end_turn(self) -> None:
         """Let go of a turn that an interrupt has left taken in this thread, on the way into its `with` or out of it."""
-        for writer in [writer for writer, thread in self._turns.items() if thread == threading.get_ident()]:
-            self._end(writer)
-
-    def _end(self, writer: int) -> None:
-        if writer in self._turns:  # a child forked meanwhile has closed its own
-            fcntl.flock(writer, fcntl.LOCK_UN)  # first: an interrupt may come after each of these
-            self._turns.pop(writer, None)
-            os.close(writer)
+        self._turns.end_mine()
 
     def write(self) -> lmdb.Transaction[bytes]:
         """A write transaction; call only within `turn`, and end it in the thread that began it.

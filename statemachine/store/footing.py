@@ -94,6 +94,8 @@ class Footing:
             self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
             self._lock_bytes = os.fstat(self._lock).st_size
         self._data_bytes = os.fstat(self._data).st_size
+        self._files = [(path, os.fstat(descriptor)) for path, descriptor in
+                       ((self._lock_path, self._lock), (self._data_path, self._data)) if descriptor >= 0]
         self._named = True
 
     def lose_names(self) -> None:
@@ -122,15 +124,12 @@ class Footing:
     def check_names(self) -> None:
         """As `check`, and raise StoreUnavailable where another file has come in the place of one of the two; for each write."""
         self.check()
-        for descriptor, path in ((self._lock, self._lock_path), (self._data, self._data_path)):
-            if descriptor < 0 or not self._named:
-                continue
-            own = os.fstat(descriptor)
+        for path, own in self._files if self._named else ():
             try:
                 there = path.stat()
             except OSError:
                 there = None
-            if there is None or (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+            if there is None or not os.path.samestat(there, own):
                 message = f"{path} was removed or replaced while the store is open, and nothing was written; {_REMEDY}"
                 raise StoreUnavailable(message)
 

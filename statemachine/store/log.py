@@ -28,7 +28,10 @@ Get = Callable[[bytes], bytes | None]
 
 
 class NewVersion(msgspec.Struct, frozen=True, gc=False):
-    """A version about to be appended: the state after it, who made it, and the event it stands for."""
+    """A version about to be appended: the state after it, who made it, and the event it stands for.
+
+    `encode` is the estimator's, or that of somebody who has the bytes already.
+    """
 
     state: Any
     author: str
@@ -36,6 +39,7 @@ class NewVersion(msgspec.Struct, frozen=True, gc=False):
     at_us: int
     admitted: tuple[bytes, ...] = ()
     reading: Reading | None = None
+    encode: Callable[[Any], bytes] | None = None
 
 
 def append(  # noqa: PLR0913 - the log's one door
@@ -50,11 +54,12 @@ def append(  # noqa: PLR0913 - the log's one door
     images = head.images if head else ()
     first = head.first if head else version
     key = keys.version(user, version)
+    encode = new.encode or estimator.encode
     step = codec.encode_step(new.reading, estimator.kernel) if new.reading is not None else b""
     if step and version % KEYFRAME_VERSIONS:
         draft.put(key, step)
     else:
-        image = Image(encoded(estimator.encode, new.state), estimator.kernel, new.author, new.kind, new.at_us, new.admitted, step)
+        image = Image(encoded(encode, new.state), estimator.kernel, new.author, new.kind, new.at_us, new.admitted, step)
         draft.put(key, bytes((codec.IMAGE,)) + codec.pack(image))
         images = (*images, version)
         if version - first >= versions_max:
@@ -63,7 +68,7 @@ def append(  # noqa: PLR0913 - the log's one door
             _demote(draft, keys.version(user, images[0]), first=images[0] <= first)
             images = images[1:]
     after = Head(version, b"", new.author, estimator.kernel, images, first, run_since_us, reset_us, rules, probation)
-    draft.put_head(user, after, estimator.encode, new.state)
+    draft.put_head(user, after, encode, new.state)
     return after
 
 
