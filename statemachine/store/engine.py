@@ -57,7 +57,16 @@ Opener = Callable[..., lmdb.Environment]
 OPENER: Final[Opener] = lmdb.open
 
 
-os.register_at_fork(before=_OPEN_GUARD.acquire, after_in_parent=_OPEN_GUARD.release, after_in_child=_OPEN_GUARD.release)
+_PROCESS: Final = [os.getpid()]
+"""The number of this process; asked of the system once, not at each read."""
+
+
+def _in_child() -> None:
+    _PROCESS[0] = os.getpid()
+    _OPEN_GUARD.release()
+
+
+os.register_at_fork(before=_OPEN_GUARD.acquire, after_in_parent=_OPEN_GUARD.release, after_in_child=_in_child)
 
 
 def translated(error: lmdb.Error, doing: str, path: Path) -> ResetError:
@@ -134,7 +143,7 @@ class Engine:
         self.writer_wait_s_max = writer_wait_s_max
         self.readonly = readonly
         self._settings = {"sync": sync, "opener": opener}
-        self._pid = os.getpid()
+        self._pid = _PROCESS[0]
         # The lock is taken by itself: an interrupt on the way into a `with` of a `Condition` can leave it taken for ever.
         self._gate_lock = threading.Lock()
         self._gate = threading.Condition(self._gate_lock)
@@ -215,7 +224,7 @@ class Engine:
         descriptor, self._presence = self._presence, None
         if descriptor is None:
             return
-        if os.getpid() == self._pid:
+        if _PROCESS[0] == self._pid:
             presence.let_go(descriptor)
         else:
             os.close(descriptor)  # the lock is the parent's
@@ -264,7 +273,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        if os.getpid() == self._pid:
+        if _PROCESS[0] == self._pid:
             with self._gate_lock:
                 self._gate.wait_for(lambda: not self._reads, timeout=1.0)
             with contextlib.suppress(lmdb.Error):
@@ -297,7 +306,7 @@ class Engine:
         if self._closed:
             message = f"the store {self.path} is closed"
             raise StoreUnavailable(message)
-        if os.getpid() != self._pid:
+        if _PROCESS[0] != self._pid:
             message = f"the store {self.path} was opened by process {self._pid}; a forked child cannot use it"
             raise StoreUnavailable(message)
 
