@@ -21,7 +21,7 @@ import lmdb
 from chaos.faults.scheduler import Abandoned, point, running
 from statemachine import audit, transaction
 from statemachine.audit import Row
-from statemachine.store import committer, engine
+from statemachine.store import committer, engine, turns
 from statemachine.testing import ManualClock
 
 MODULES: Final = (audit, committer, engine, transaction)
@@ -310,7 +310,7 @@ class Modelled:
         self.opened: list[Environment] = []
         shim = types.SimpleNamespace(**{**vars(threading), "Lock": Lock, "RLock": RLock, "Condition": Condition})
         self._names: list[tuple[Any, str, Any]] = [(module, "threading", shim) for module in MODULES]
-        self._names += [(engine, "fcntl", self.turn), (engine, "_OPEN_GUARD", Lock("the guard of open stores")),
+        self._names += [(turns, "fcntl", self.turn), (engine, "_OPEN_GUARD", Lock("the guard of open stores")),
                         (audit, "Emitter", Collected)]
 
     def opener(self, path: str, **settings: Any) -> Any:

@@ -20,7 +20,7 @@ from chaos.faults.scheduler import point
 
 NAME: Final = "__chaos_point__"
 STATEFUL: Final = ("transaction", "marks", "manager", "processor", "recovery", "store", "store.committer", "store.engine",
-                   "store.settle", "store.footing")
+                   "store.settle", "store.footing", "store.turns")
 """The modules whose own code reads or changes what threads share.
 
 The others are pure, or work on a draft of one thread, and come to what is shared through these alone.

@@ -30,7 +30,7 @@ PREEMPTIONS_MAX: Final = 2
 DEPTH: Final = 3
 BLOCK: Final = 20
 """So many schedules are run before their verdicts are given away, while the library is patched."""
-DRAWN: Final = 940
+DRAWN: Final = 1_000
 """Drawn schedules a scenario in the short plan."""
 CLOSING_PART: Final = 4
 """A schedule that closes the store costs an opening: there are so many times fewer of them."""
