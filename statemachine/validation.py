@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -194,7 +195,7 @@ def body_weight_rules(limits: Limits) -> tuple[Rule, ...]:
     checks = {
         "shape": _shape, "estimate": _estimate_check(limits), "covariance": _unless_kept(_covariance_check(limits), "kalman"),
         "noise": _unless_kept(_noise_check(limits), "kalman", "adaptation"),
-        "buffer": _unless_kept(_buffer_check(limits), "packed", "kalman", "readings_max"),
+        "buffer": _unless_kept(_buffer_check(limits), "packed", "readings_max", "kalman.at_us"),
         "adaptation": _unless_kept(_adaptation_check(limits), "adaptation"), "counters": _unless_kept(_counters, "counters"),
     }
     rules = tuple(Rule(name, check, text) for name, check in checks.items())
@@ -203,11 +204,13 @@ def body_weight_rules(limits: Limits) -> tuple[Rule, ...]:
 
 def _unless_kept(check: Check, *parts: str) -> Check:
     """A check of certain parts of a state, made only where one of them is not the very object that has passed it."""
+    looked_at = tuple(attrgetter(part) for part in parts)
+
     def unless_kept(s: Any, now_us: int | None, known: Any) -> Iterable[Violation]:
         if known is None:
             return check(s, now_us, None)
-        for part in parts:
-            if getattr(s, part) is not getattr(known, part):
+        for part in looked_at:
+            if part(s) is not part(known):
                 return check(s, now_us, known)
         return ()
 

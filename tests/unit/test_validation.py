@@ -465,6 +465,21 @@ def test_knowing_the_state_before_hides_no_wrong_size_or_type() -> None:
         assert validator().validate(bad, None, known) == alone
 
 
+@pytest.mark.parametrize(("part", "bad"), [
+    ("kalman", {"p00": -1.0}), ("kalman", {"q0": 9.0}), ("kalman", {"at_us": T - 9 * DAY}), ("adaptation", {"g": 2.0}),
+    ("adaptation", {"observation": -1.0}), ("counters", {"x": -1}),
+])
+def test_what_an_operation_keeps_is_not_judged_again(part: str, bad: dict[str, Any]) -> None:
+    """A part that is the very object which passed is passed by; one that was replaced is judged, whatever is known."""
+    before, _ = stepped()
+    now_us = T + 400 * US_PER_DAY  # an operation, and no step
+    broken = msgspec.structs.replace(before, **{part: msgspec.structs.replace(getattr(before, part), **bad)})
+    alone = validator().validate(broken, now_us)
+    assert alone
+    assert validator().validate(broken, now_us, before) == alone
+    assert validator().validate(msgspec.structs.replace(broken), now_us, broken) == ()
+
+
 def test_a_shortcut_that_raises_is_no_answer() -> None:
     """Then the rules are asked, as they are where it says no, and where there is a present to judge by."""
     for answer in (ZeroDivisionError, False, True):
