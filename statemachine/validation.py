@@ -192,24 +192,23 @@ def _outside(  # noqa: PLR0913 - the parts of a violation
 def body_weight_rules(limits: Limits) -> tuple[Rule, ...]:
     """The inline rules of `EstimatorState`: shape, estimate, covariance, noise, buffer, adaptation, counters, as one rule."""
     text = repr(limits)
+    kalman, adaptation, counters = attrgetter("kalman"), attrgetter("adaptation"), attrgetter("counters")
+    buffer = (attrgetter("packed"), attrgetter("readings_max"), lambda s: s.kalman.at_us)
     checks = {
-        "shape": _shape, "estimate": _estimate_check(limits), "covariance": _unless_kept(_covariance_check(limits), "kalman"),
-        "noise": _unless_kept(_noise_check(limits), "kalman", "adaptation"),
-        "buffer": _unless_kept(_buffer_check(limits), "packed", "readings_max", "kalman.at_us"),
-        "adaptation": _unless_kept(_adaptation_check(limits), "adaptation"), "counters": _unless_kept(_counters, "counters"),
+        "shape": _shape, "estimate": _estimate_check(limits), "covariance": _unless_kept(_covariance_check(limits), kalman),
+        "noise": _unless_kept(_noise_check(limits), kalman, adaptation), "buffer": _unless_kept(_buffer_check(limits), *buffer),
+        "adaptation": _unless_kept(_adaptation_check(limits), adaptation), "counters": _unless_kept(_counters, counters),
     }
     rules = tuple(Rule(name, check, text) for name, check in checks.items())
     return (in_one("body-weight", rules, _sound_step(limits)),)
 
 
-def _unless_kept(check: Check, *parts: str) -> Check:
+def _unless_kept(check: Check, *parts: Callable[[Any], object]) -> Check:
     """A check of certain parts of a state, made only where one of them is not the very object that has passed it."""
-    looked_at = tuple(attrgetter(part) for part in parts)
-
     def unless_kept(s: Any, now_us: int | None, known: Any) -> Iterable[Violation]:
         if known is None:
             return check(s, now_us, None)
-        for part in looked_at:
+        for part in parts:
             if part(s) is not part(known):
                 return check(s, now_us, known)
         return ()

@@ -100,7 +100,8 @@ def test_an_interrupt_on_the_way_back_from_a_measurement_s_commit_is_doubt(templ
 
     The draft knows that it is durable; sent again, the measurement counts once.
     """
-    verdicts = struck(templates, "measured", lambda p: p.name.endswith((" alone", " process", " outcome", " committed", " _tell")))
+    after = (" alone", " process", " outcome", " committed", " _tell")
+    verdicts = struck(templates, "measured", lambda p: p.name.endswith(after))
     assert not broken(verdicts)
     assert "in doubt, had landed" in {verdict.outcome for verdict in verdicts}
 
