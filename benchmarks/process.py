@@ -5,21 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import command, data, floor
 
+if TYPE_CHECKING:
+    from benchmarks.settings import Settings
 
-class Settings(NamedTuple):
-    """What the command line asked for; `rows` None leaves the size to the benchmark.
-
-    `keep`: where a store that takes long to build is kept for the next run; None builds it anew.
-    """
-
-    rows: int | None
-    users: int
-    directory: Path
-    keep: Path | None = None
+USERS = 2_000
 
 
 ROWS = 200_000
@@ -29,17 +22,17 @@ TIMES = 10
 
 def process(settings: Settings) -> list[dict[str, Any]]:
     """One durable run of the command over a sorted file, in group mode, with the floor before and after it."""
-    rows = settings.rows or ROWS
+    rows, users = settings.rows or ROWS, settings.users or USERS
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
-        data.write_readings(place / "readings.csv", rows, settings.users)
+        data.write_readings(place / "readings.csv", rows, users)
         before = floor.measure(place)
         ran = command.process(place / "readings.csv", place / "store")
         after = floor.measure(place)
     worst = floor.Floor(max(before.p50_ms, after.p50_ms), max(before.p99_ms, after.p99_ms))
     measurements = ran.report["measurements"]
     result = {
-        "rows": rows, "users": settings.users, "accepted": measurements["accepted"], "quarantined": measurements["quarantined"],
+        "rows": rows, "users": users, "accepted": measurements["accepted"], "quarantined": measurements["quarantined"],
         "seconds": round(ran.seconds, 2), "measurements_per_s": round(measurements["read"] / ran.seconds),
         "rss_mib": round(ran.rss_mib, 1), "anonymous_mib": round(ran.anonymous_mib, 1),
         "floor_p50_ms": round(worst.p50_ms, 3), "floor_p99_ms": round(worst.p99_ms, 3), "ratios_mean_something": worst.meaningful,
@@ -52,16 +45,16 @@ def memory(settings: Settings) -> list[dict[str, Any]]:
 
     Up to some hundred thousand rows it does grow, as a commit in a larger store touches more of its pages; then it stays.
     """
-    rows = settings.rows or MEMORY_ROWS
+    rows, users = settings.rows or MEMORY_ROWS, settings.users or USERS
     results = []
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
         for many in (rows, rows * TIMES):
-            data.write_readings(place / "readings.csv", many, settings.users)
+            data.write_readings(place / "readings.csv", many, users)
             ran = command.process(place / "readings.csv", place / "store", stream=True)
             shutil.rmtree(place / "store")
             results.append({
-                "rows": many, "users": settings.users, "seconds": round(ran.seconds, 2),
+                "rows": many, "users": users, "seconds": round(ran.seconds, 2),
                 "measurements_per_s": round(ran.report["measurements"]["read"] / ran.seconds),
                 "rss_mib": round(ran.rss_mib, 1), "anonymous_mib": round(ran.anonymous_mib, 1),
             })

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import command, data, floor
 
 if TYPE_CHECKING:
-    from benchmarks.process import Settings
+    from benchmarks.settings import Settings
 
 READINGS_A_USER = 3
 ATTEMPTS = 8

@@ -17,9 +17,10 @@ from statemachine.sweep.table import tabulated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.process import Settings
+    from benchmarks.settings import Settings
 
 ROWS = 200_000
+USERS = 2_000
 TIMES = 3
 
 
@@ -36,7 +37,7 @@ def sweep(settings: Settings) -> list[dict[str, Any]]:
     rows = settings.rows or ROWS
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
-        data.write_readings(place / "readings.csv", rows, settings.users)
+        data.write_readings(place / "readings.csv", rows, settings.users or USERS)
         command.process(place / "readings.csv", place / "store")
         with Store.open(place / "store", readonly=True) as store:
             tables = [tabulated(logs, store.estimator) for logs, _ in chunks(store.engine, None, lambda _: True)]
