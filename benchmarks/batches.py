@@ -23,11 +23,12 @@ CALLERS = (1, 2, 8, 32, 128)
 USERS = 1_000
 RESETS = 5_000
 GAP_DAYS = 40
+EACH_MAX = 100
 
 
 def batches(settings: Settings) -> list[dict[str, Any]]:
     """Resets a second in groups, and the seconds of raw SQLite with the same records to ours; then with many callers."""
-    users = max(settings.users or (200 if settings.quick else USERS), max(CALLERS))
+    users = max(settings.users or (200 if settings.quick else USERS), *CALLERS)
     total = settings.rows or (200 if settings.quick else RESETS)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
@@ -41,12 +42,11 @@ def batches(settings: Settings) -> list[dict[str, Any]]:
 def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]:
     """Readings after a gap of 40 days, each of which resets its user, in groups that are one durable commit each.
 
-    raw SQLite: `INSERT OR REPLACE` of the same records in one transaction a group, WAL, synchronous=FULL.
+    raw SQLite: `INSERT OR REPLACE` of the same records in one transaction a group, WAL, synchronous=FULL; and `each`, what
+    the group would take with a transaction for each reset, by those of the first hundred resets.
     """
     twins = Twins(place / f"group-{group}", place / "store", durability="group")
-    database = place / f"sqlite-{group}"
-    database.mkdir()
-    sqlite = contestants.sqlite(database, True)  # noqa: FBT003 - synced
+    sqlite, apart = (_sqlite(place / f"{name}-{group}") for name in ("sqlite", "sqlite-each"))
     ours, twin = Processor(ResetManager(twins.ours)), Processor(ResetManager(twins.twin))
     gaps = _after_gaps(users)
     batch: list[Measurement] = []
@@ -65,8 +65,15 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
                 message = f"a reading after a gap was to reset its user, and ended as {outcome}"
                 raise RuntimeError(message)
 
-    entries: dict[str, rounds.Once] = {
-        "guarded": guarded, "raw": lambda _: twins.commit(changes), "sqlite": lambda number: sqlite(number, records)}
+    some = min(group, EACH_MAX)
+
+    def each(number: int) -> None:
+        share = max(1, len(records) // group)
+        for at in range(some):
+            apart(number, records[at * share:(at + 1) * share])
+
+    entries: dict[str, rounds.Once] = {"guarded": guarded, "raw": lambda _: twins.commit(changes),
+                                       "sqlite": lambda number: sqlite(number, records), "each": each}
     taken = rounds.interleaved(entries, times, warm=2, before=prepare)
     twins.close()
     ms = {name: rounds.p50(of.wall_ms) for name, of in taken.items()}
@@ -74,8 +81,16 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
         "what": f"groups of {group}", "durable": True, "resets_per_s": round(group * 1e3 / ms["guarded"]),
         "p50_ms": round(ms["guarded"], 3), "p99_ms": round(rounds.percentile(taken["guarded"].wall_ms, 99), 3),
         "raw_lmdb_ms": round(ms["raw"], 3), "sqlite_ms": round(ms["sqlite"], 3),
-        "sqlite_ratio": round(ms["sqlite"] / ms["guarded"], 3), "raw_lmdb_ratio": round(ms["guarded"] / ms["raw"], 3),
+        "cpu_us_a_reset": round(rounds.p50(taken["guarded"].cpu_ms) * 1e3 / group, 1),
+        "sqlite_ratio": round(ms["sqlite"] / ms["guarded"], 3),
+        "sqlite_each_ratio": round(ms["each"] * group / some / ms["guarded"], 3),
+        "raw_lmdb_ratio": round(ms["guarded"] / ms["raw"], 3),
     }
+
+
+def _sqlite(directory: Path) -> contestants.Once:
+    directory.mkdir()
+    return contestants.sqlite(directory, True)  # noqa: FBT003 - synced
 
 
 def _after_gaps(users: int) -> Iterator[Measurement]:
@@ -88,7 +103,7 @@ def _after_gaps(users: int) -> Iterator[Measurement]:
 
 
 def at_once(path: Path, users: int, callers: int, total: int, first_day: int) -> dict[str, Any]:
-    """So many threads that call `perform_reset` on users of their own, with the store in group mode; a call's time and the sum."""
+    """So many threads that call `perform_reset` on users of their own, the store in group mode: a call's time, and all."""
     each = max(2, total // callers)
     taken_ms: list[float] = []
     start = threading.Barrier(callers + 1)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
-import structlog
 
 from benchmarks import rounds, scene
 from benchmarks.contestants import CONTESTANTS, Records
@@ -38,7 +34,7 @@ def _run(settings: Settings, *, sync: bool) -> list[dict[str, Any]]:
     A twin store has done each round's reset before, untimed: what it wrote is what all the others write.
     """
     many, users = settings.rows or (30 if settings.quick else ROUNDS), settings.users or USERS
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder, _events(Path(folder) / "events"):
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
         scene.fill(place / "store", users)
         twins = Twins(place / "twins", place / "store", durability="each" if sync else "process")
@@ -80,26 +76,3 @@ def _run(settings: Settings, *, sync: bool) -> list[dict[str, Any]]:
 
 def _entry(once: contestants.Once, records: Records) -> Callable[[int], object]:
     return lambda number: once(number, records)
-
-
-class _events:  # noqa: N801 - used as a function
-    """structlog as a service has it: every event as a line of JSON in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("wb")
-        structlog.configure(
-            processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"),
-                        structlog.processors.JSONRenderer(serializer=_json)],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-            logger_factory=structlog.BytesLoggerFactory(self._file), cache_logger_on_first_use=False)
-
-    def __exit__(self, *_: object) -> None:
-        structlog.reset_defaults()
-        self._file.close()
-
-
-def _json(event: Any, **_: Any) -> bytes:
-    return msgspec.json.encode(event)
