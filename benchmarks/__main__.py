@@ -117,9 +117,9 @@ def run(benchmark: Callable[[Settings], list[dict[str, Any]]], settings: Setting
     """One benchmark with the floor before and after it, of which the slower counts."""
     began = time.perf_counter()
     before = floor.measure(settings.directory)
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
-        with events.as_service(Path(folder) / "events.jsonl"):
-            rows = benchmark(settings)
+    with (tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder,
+          events.as_service(Path(folder) / "events.jsonl")):
+        rows = benchmark(settings)
     found = floor.worst(before, floor.measure(settings.directory))
     return {
         "what": _what(benchmark), "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "quick": settings.quick,

@@ -47,8 +47,7 @@ def _row(rows: Rows, **wanted: Any) -> dict[str, Any]:
     for row in rows:
         if all(row.get(key) == value for key, value in wanted.items()):
             return row
-    said = " ".join(f"{value}" for value in wanted.values())
-    message = f"{said} was not run"
+    message = f"{next(iter(wanted.values()), 'it')} was not run"
     raise Unmeasured(message)
 
 

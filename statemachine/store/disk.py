@@ -1,6 +1,8 @@
 """How long this disk takes to keep something, measured where a store lies, and what that advises.
 
-Everything is written to files whose names are gone before the first write, so that a process that dies leaves nothing behind.
+The files that are written have lost their names before anything is timed: the disk gives them back whatever happens to the
+process, and nobody takes them for a part of the store.  A process that is killed in the moment before leaves a hidden directory,
+which the next one removes.
 """
 
 from __future__ import annotations
@@ -79,11 +81,13 @@ def floor(directory: Path, clock: Clock, writes: int = WRITES) -> Taken:
 def lmdb_commit(directory: Path, clock: Clock, commits: int = WRITES, opener: Opener = OPENER) -> Taken:
     """A durable LMDB commit of as many records and bytes as a reset has, by one writer; raises as `floor`."""
     try:
+        for left in directory.glob(f"{SCRATCH}*"):  # of a process that was killed while it opened one
+            shutil.rmtree(left, ignore_errors=True)
         scratch = tempfile.mkdtemp(prefix=SCRATCH, dir=directory)
         try:
             env = opener(scratch, map_size=1 << 26, lock=False, lib_version=LMDB_MAJOR)
         finally:
-            shutil.rmtree(scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
         try:
             def once(number: int) -> None:
                 with env.begin(write=True) as txn:
