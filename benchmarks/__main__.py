@@ -18,6 +18,7 @@ from benchmarks import (
     batches,
     counted,
     document,
+    dominates,
     events,
     floor,
     growth,
@@ -42,12 +43,13 @@ BENCHMARKS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "batches": batches.batches,
     "process": process.process,
     "growth": growth.growth,
+    "dominates": dominates.dominates,
     "recovery": recovery.recovery,
     "memory": process.memory,
     "sweep": sweep.sweep,
 }
-SHOWN = ("counted", "reset", "measurement", "batches", "process", "growth")
-"""Those on which there are limits, run where none is named."""
+SHOWN = ("counted", "reset", "measurement", "batches", "process", "growth", "dominates")
+"""Those on which there are limits, and what dominates them; run where none is named."""
 
 
 def arguments() -> argparse.Namespace:

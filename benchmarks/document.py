@@ -30,7 +30,7 @@ REPEAT = """\
 
 ```console
 $ pip install -e '.[bench]'
-$ python -m benchmarks                                  # all of it, at full size: hours, and 20 GB at a million users
+$ python -m benchmarks                                  # all of it, at full size: long, and gigabytes
 $ python -m benchmarks --quick                          # the same at the smallest sizes: a minute or two, no verdicts
 $ python -m benchmarks counted --users 200000
 $ python -m benchmarks growth --users 1000000 --keep DIR  # the stores are kept in DIR and used again

@@ -148,10 +148,11 @@ LIMITS = (
 
 def judged(results: dict[str, Any]) -> list[Judged]:
     """Every limit in turn; `results` by benchmark: its rows, its floor's median in ms, and whether it was quick."""
-    return [_judge(limit, results.get(limit.benchmark)) for limit in LIMITS]
+    return [judge(limit, results.get(limit.benchmark)) for limit in LIMITS]
 
 
-def _judge(limit: Limit, result: dict[str, Any] | None) -> Judged:
+def judge(limit: Limit, result: dict[str, Any] | None) -> Judged:
+    """One limit by the result of its benchmark; None where that was not run."""
     if result is None:
         return Judged(limit.what, limit.limit, "-", f"not measured: `{limit.benchmark}` was not run")
     try:

@@ -52,7 +52,7 @@ EDGES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
 
 def verdict(number: int, row: dict[str, Any], *, floor_p50_ms: float = 0.2, quick: bool = False) -> str:
     result = {"rows": [row], "floor_p50_ms": floor_p50_ms, "quick": quick}
-    return shows.judged({shows.LIMITS[number].benchmark: result})[number].verdict
+    return shows.judge(shows.LIMITS[number], result).verdict
 
 
 def test_document_is_made_of_its_figures_alone() -> None:
