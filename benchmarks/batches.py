@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import contestants, rounds, scene
+from benchmarks import contestants, floor, rounds, scene
 from benchmarks.twins import Twins
 from statemachine import Measurement, Processor, ResetManager, Store
 
@@ -66,6 +66,7 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
                 raise RuntimeError(message)
 
     some = min(group, EACH_MAX)
+    probe = floor.Probe(place)
 
     def each(number: int) -> None:
         share = max(1, len(records) // group)
@@ -73,8 +74,10 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
             apart(number, records[at * share:(at + 1) * share])
 
     entries: dict[str, rounds.Once] = {"guarded": guarded, "raw": lambda _: twins.commit(changes),
-                                       "sqlite": lambda number: sqlite(number, records), "each": each}
+                                       "sqlite": lambda number: sqlite(number, records), "each": each,
+                                       "floor": probe.once}
     taken = rounds.interleaved(entries, times, warm=2, before=prepare)
+    probe.close()
     twins.close()
     ms = {name: rounds.p50(of.wall_ms) for name, of in taken.items()}
     return {
@@ -84,6 +87,7 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
         "cpu_us_a_reset": round(rounds.p50(taken["guarded"].cpu_ms) * 1e3 / group, 1),
         "sqlite_ratio": round(ms["sqlite"] / ms["guarded"], 3),
         "sqlite_each_ratio": round(ms["each"] * group / some / ms["guarded"], 3),
+        "floor_p50_ms": round(ms["floor"], 3),
         "raw_lmdb_ratio": round(ms["guarded"] / ms["raw"], 3),
     }
 

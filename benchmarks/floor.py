@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from statemachine.clock import SystemClock
 from statemachine.store import disk
 
 WRITES = disk.WRITES
 MEANINGFUL_MS_MAX = 1.0
+PAGES = 64
 
 
 class Floor(NamedTuple):
@@ -28,6 +31,30 @@ def measure(directory: Path, writes: int = WRITES) -> Floor:
     """The floor in this directory."""
     taken = disk.floor(directory, SystemClock(), writes)
     return Floor(taken.p50_us / 1e3, taken.p99_us / 1e3)
+
+
+class Probe:
+    """The same, once a round among the contestants: what the disk took in their very moments."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by `close`
+        os.pwrite(self._file.fileno(), bytes(PAGES * disk.PAGE_BYTES), 0)
+        os.fsync(self._file.fileno())
+
+    def once(self, number: int) -> None:
+        """Keep one page."""
+        os.pwrite(self._file.fileno(), os.urandom(disk.PAGE_BYTES), number % PAGES * disk.PAGE_BYTES)
+        getattr(os, "fdatasync", os.fsync)(self._file.fileno())
+
+    def close(self) -> None:
+        """The file is gone."""
+        self._file.close()
+
+
+def of_run(rows: list[dict[str, Any]], *floors: Floor) -> Floor:
+    """The slowest of the floors measured around a run and, where it has its own, among its rounds."""
+    within = [Floor(row["floor_p50_ms"], row["floor_p50_ms"]) for row in rows if "floor_p50_ms" in row]
+    return worst(*floors, *within)
 
 
 def worst(*floors: Floor) -> Floor:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from benchmarks import recovery, rounds, scene
+from benchmarks import floor, recovery, rounds, scene
 from statemachine import Measurement, Processor, ResetManager, Store, codec
 from statemachine.clock import from_us
 from statemachine.store import keys
@@ -36,6 +36,7 @@ MIXED = (0, 1, 2, 3, 43, 44, 45, 85, 86, 87)
 """Days of ten versions, of which the first and those after a gap are resets: three."""
 RESETS_ONLY = tuple(range(0, 400, 40))
 """Days of ten resets, so that all ten versions are images."""
+FLOOR = "4 KiB kept"
 APART = ("steps", "measurements")
 
 
@@ -55,7 +56,9 @@ def growth(settings: Settings) -> list[dict[str, Any]]:
         for users, path in stores.items():
             store = stack.enter_context(Store.open(path))
             resets[str(users)], reads[str(users)] = _resetting(store, users), _reading(store, users)
-        reset, read = rounds.interleaved(resets, many, warm=10), rounds.interleaved(reads, many, warm=10)
+        probe = floor.Probe(place)
+        stack.callback(probe.close)
+        reset, read = rounds.interleaved(resets | {FLOOR: probe.once}, many, warm=10), rounds.interleaved(reads, many, warm=10)
         slopes: dict[str, float] = {}
         for name, taken, clock in (("reset", reset, "wall_ms"), ("reset_cpu", reset, "cpu_ms"), ("read", read, "wall_ms"),
                                    ("open", opens, "wall_ms"), ("open_cpu", opens, "cpu_ms")):
@@ -64,6 +67,7 @@ def growth(settings: Settings) -> list[dict[str, Any]]:
                 row[f"{name}_p50_ms"] = round(cost, 4)
             slopes[f"{name}_exponent"] = round(rounds.exponent(sizes, costs), 3)
         for row, users in zip(rows, sizes, strict=True):
+            row["floor_p50_ms"] = round(rounds.p50(reset[FLOOR].wall_ms), 3)
             row["reset_p99_ms"] = round(rounds.percentile(reset[str(users)].wall_ms, 99), 3)
     rows.append({"what": "exponents", "durable": True, **slopes})
     users = 500 if settings.quick else min(FOOTPRINT_USERS, largest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from benchmarks import rounds, scene
+from benchmarks import floor, rounds, scene
 from benchmarks.twins import Twins
 from statemachine import Measurement, Processor, ResetManager, Store, kalman
 from statemachine.processor import SourceRow
@@ -118,10 +118,12 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
             for key, value in puts:
                 txn.put(key, value)
 
+    probe = floor.Probe(place)
     try:
-        taken = rounds.interleaved({"guarded": guarded, "same": lambda _: twins.commit(changes), "put": put}, times, warm=2,
-                                   before=prepare)
+        taken = rounds.interleaved({"guarded": guarded, "same": lambda _: twins.commit(changes), "put": put, "floor": probe.once},
+                                   times, warm=2, before=prepare)
     finally:
+        probe.close()
         twins.close()
         plain.close()
     us = {name: rounds.p50(of.wall_ms) * 1e3 / group for name, of in taken.items()}
@@ -131,6 +133,7 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
         "raw_records_us": round(us["same"], 2), "raw_put_us": round(us["put"], 2),
         "records_ratio": round(us["guarded"] / us["same"], 3), "put_ratio": round(us["guarded"] / us["put"], 3),
         "group_p99_ms": round(rounds.percentile(taken["guarded"].wall_ms, 99), 3),
+        "floor_p50_ms": round(rounds.p50(taken["floor"].wall_ms), 3),
     }
 
 
@@ -164,10 +167,15 @@ def waiting(path: Path, users: int, many: int) -> dict[str, Any]:
             arrived.append(time.perf_counter())
             intake.add(0, SourceRow(0, next(readings)))
         intake.flush()
-        alone = rounds.interleaved({"alone": lambda _: processor.process(next(readings))}, min(many, 500), warm=20)["alone"]
+        probe = floor.Probe(path)
+        singles: dict[str, rounds.Once] = {"alone": lambda _: processor.process(next(readings)), "floor": probe.once}
+        taken = rounds.interleaved(singles, min(many, 500), warm=20)
+        probe.close()
+    alone = taken["alone"]
     return {
         "what": f"group, delay {DELAY_MS} ms", "durable": True, "measurements_per_s": round(1 / PACE_S),
         "wait_p50_ms": round(rounds.p50(waited_ms), 3), "wait_p99_ms": round(rounds.percentile(waited_ms, 99), 3),
         "alone_p50_ms": round(rounds.p50(alone.wall_ms), 3), "alone_p99_ms": round(rounds.percentile(alone.wall_ms, 99), 3),
         "alone_cpu_p99_ms": round(rounds.percentile(alone.cpu_ms, 99), 3),
+        "floor_p50_ms": round(rounds.p50(taken["floor"].wall_ms), 3),
     }

@@ -34,6 +34,7 @@ def _resets(axes: Any, rows: list[dict[str, Any]]) -> None:
     shown = [row for row in rows if row["durable"] and row.get("p50_ms") is not None]
     axes.barh([row["contestant"] for row in shown][::-1], [row["p50_ms"] for row in shown][::-1], color="#4477aa")
     axes.set_xscale("log")
+    axes.set_xlim(left=min(row["p50_ms"] for row in shown) / 2)
     axes.set_xlabel("ms, median")
     axes.set_title("One durable reset of the same records")
 

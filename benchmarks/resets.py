@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import rounds, scene
+from benchmarks import floor, rounds, scene
 from benchmarks.contestants import CONTESTANTS, Records
 from benchmarks.twins import Twins
 
@@ -21,6 +21,7 @@ WARM_ROUNDS = 20
 USERS = 100
 GUARDED = "resetguard"
 RAW = "raw LMDB"
+FLOOR = "4 KiB kept"
 
 
 def reset(settings: Settings) -> list[dict[str, Any]]:
@@ -60,16 +61,19 @@ def _run(settings: Settings, *, sync: bool) -> list[dict[str, Any]]:
             prepare(0)
             ours()
             twins.commit(changes)
-        taken = rounds.interleaved(entries, many, WARM_ROUNDS, prepare)
+        probe = floor.Probe(place)
+        taken = rounds.interleaved(entries | {FLOOR: probe.once}, many, WARM_ROUNDS, prepare)
+        probe.close()
         written = sum(len(key) + len(value) for key, value in records)
         twins.close()
     median = rounds.p50(taken[GUARDED].wall_ms)
+    floor_ms = round(rounds.p50(taken[FLOOR].wall_ms), 3)
     said = {GUARDED: f"{len(records)} records, {written} bytes", RAW: "the same changes, no guard"}
     said |= {contestant.name: contestant.what for contestant in CONTESTANTS}
     return [{
         "contestant": name, "durable": sync, "p50_ms": round(rounds.p50(of.wall_ms), 4),
         "p99_ms": round(rounds.percentile(of.wall_ms, 99), 4), "ratio": round(rounds.p50(of.wall_ms) / median, 3),
-        "what": said[name],
+        "floor_p50_ms": floor_ms, "what": said[name],
     } for name in said if (of := taken.get(name)) is not None] + [
         {"contestant": name, "durable": sync, "what": f"not run: {why}"} for name, why in missing.items()]
 

@@ -14,7 +14,7 @@ from benchmarks.floor import MEANINGFUL_MS_MAX
 if TYPE_CHECKING:
     from benchmarks.shows import Judged
 
-HIDDEN = frozenset({"durable"})
+HIDDEN = frozenset({"durable", "floor_p50_ms"})
 NAMES = ("contestant", "what")
 LINES_MIN = 8
 Cells = tuple[list[str], list[list[str]]]
@@ -74,7 +74,7 @@ def said(value: Any) -> str:
     if value is None:
         return "refused"
     if isinstance(value, bool):
-        return "yes" if value else "NO"
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
