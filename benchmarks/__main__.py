@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from benchmarks import (
 from benchmarks.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 BENCHMARKS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "counted": counted.counted,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
 }
 SHOWN = ("counted", "reset", "measurement", "batches", "process", "growth", "dominates")
 """Those on which there are limits, and what dominates them; run where none is named."""
+INTERRUPTED = 130
 
 
 def arguments() -> argparse.Namespace:
@@ -72,7 +74,7 @@ def arguments() -> argparse.Namespace:
     unknown = [name for name in parsed.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    if min(parsed.users or 1, parsed.rows or 1) < 1:
+    if any(size is not None and size < 1 for size in (parsed.users, parsed.rows)):
         parser.error("--rows and --users must be above 0")
     for option, file in (("--json", parsed.json), ("--plot", parsed.plot)):
         if file is not None and not file.absolute().parent.is_dir():
@@ -88,7 +90,19 @@ def main() -> None:
     console = Console()
     settings = Settings(parsed.rows, parsed.users, parsed.directory.resolve(), parsed.keep, parsed.quick)
     results: dict[str, Any] = {}
-    for name in parsed.names or SHOWN:
+    interrupted = False
+    try:
+        _run_all(parsed.names or SHOWN, settings, results, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: what follows is of those that had ended")
+        interrupted = True
+    _report(parsed, results, console)
+    if interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _run_all(names: Sequence[str], settings: Settings, results: dict[str, Any], console: Console) -> None:
+    for name in names:
         console.print(f"[bold]{name}[/bold]: {_what(BENCHMARKS[name])}", highlight=False)
         result = results[name] = run(BENCHMARKS[name], settings)
         for head, lines in tables.cells(tables.refused(result["rows"], result["floor_p50_ms"])):
@@ -99,6 +113,9 @@ def main() -> None:
             console.print(f"The floor exceeds {floor.MEANINGFUL_MS_MAX:g} ms: the disk or the scheduler was measured, and "
                           "ratios of durable times would prove nothing.", highlight=False)
         console.print()
+
+
+def _report(parsed: argparse.Namespace, results: dict[str, Any], console: Console) -> None:
     told = [one for one, limit in zip(shows.judged(results), shows.LIMITS, strict=True) if limit.benchmark in results]
     if told:
         console.print(tables.terminal(*tables.judgements(told), title="What the figures must show"))
@@ -110,7 +127,7 @@ def main() -> None:
             if not plot.draw(results, parsed.plot):
                 console.print("nothing to draw: --plot shows reset, batches and growth")
         except ImportError as missing:
-            console.print(str(missing), highlight=False)
+            console.print(str(missing), highlight=False, markup=False)
     if parsed.doc:
         document.update(results, list(BENCHMARKS))
 

@@ -55,7 +55,7 @@ def _of(figure: str, **wanted: Any) -> Callable[[Rows], float]:
     def of(rows: Rows) -> float:
         row = _row(rows, **wanted)
         if row.get(figure) is None:
-            raise Unmeasured(str(row.get("what", "it was refused")))
+            raise Unmeasured(str(row.get("what", "it was refused")).removeprefix("not run: "))
         return float(row[figure])
     return of
 

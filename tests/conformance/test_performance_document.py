@@ -106,7 +106,7 @@ def test_every_limit_has_its_edge() -> None:
 
 def test_what_was_not_run_or_refused_is_not_measured_and_says_why() -> None:
     assert shows.judged({})[0].verdict == "not measured: `reset` was not run"
-    assert verdict(3, {"contestant": "DBOS", "durable": True, "what": "not run: no module"}) == "not measured: not run: no module"
+    assert verdict(3, {"contestant": "DBOS", "durable": True, "what": "not run: no module"}) == "not measured: no module"
     assert verdict(3, {"contestant": "ZODB", "durable": True, "ratio": 1.0}) == "not measured: DBOS was not run"
     assert verdict(12, {"users": 2_000, "pwrites_a_reset": 1.0}) == "not measured: needs --users 200000"
     assert verdict(20, {"what": "4000 users", "open_for_reading_ms": 1.0}) == "not measured: needs --users 1000000"
