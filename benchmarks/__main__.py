@@ -133,7 +133,7 @@ def _report(parsed: argparse.Namespace, results: dict[str, Any], console: Consol
 
 
 def run(benchmark: Callable[[Settings], list[dict[str, Any]]], settings: Settings) -> dict[str, Any]:
-    """One benchmark with the floor before and after it, of which the slower counts."""
+    """One benchmark with the floor before and after it, of which the slower counts where its rounds have none."""
     began = time.perf_counter()
     before = floor.measure(settings.directory)
     with (tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder,

@@ -87,7 +87,7 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
         "cpu_us_a_reset": round(rounds.p50(taken["guarded"].cpu_ms) * 1e3 / group, 1),
         "sqlite_ratio": round(ms["sqlite"] / ms["guarded"], 3),
         "sqlite_each_ratio": round(ms["each"] * group / some / ms["guarded"], 3),
-        "floor_p50_ms": round(ms["floor"], 3),
+        **floor.told(taken["floor"].wall_ms),
         "raw_lmdb_ratio": round(ms["guarded"] / ms["raw"], 3),
     }
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import rounds
 from statemachine.clock import SystemClock
 from statemachine.store import disk
 
 WRITES = disk.WRITES
 MEANINGFUL_MS_MAX = 1.0
+FIGURES = ("floor_p50_ms", "floor_p99_ms")
 PAGES = 64
 
 
@@ -51,10 +54,15 @@ class Probe:
         self._file.close()
 
 
-def of_run(rows: list[dict[str, Any]], *floors: Floor) -> Floor:
-    """The slowest of the floors measured around a run and, where it has its own, among its rounds."""
-    within = [Floor(row["floor_p50_ms"], row["floor_p50_ms"]) for row in rows if "floor_p50_ms" in row]
-    return worst(*floors, *within)
+def told(taken_ms: Sequence[float]) -> dict[str, float]:
+    """What a `Probe` took in the rounds of a contest, for its row."""
+    return dict(zip(FIGURES, (round(rounds.percentile(taken_ms, percent), 4) for percent in (50, 99)), strict=True))
+
+
+def of_run(rows: list[dict[str, Any]], *around: Floor) -> Floor:
+    """The slowest of the floors among the rounds of a run; of those measured around it where it has none of its own."""
+    within = [Floor(*(row[figure] for figure in FIGURES)) for row in rows if FIGURES[0] in row]
+    return worst(*(within or around))
 
 
 def worst(*floors: Floor) -> Floor:

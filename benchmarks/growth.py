@@ -67,7 +67,7 @@ def growth(settings: Settings) -> list[dict[str, Any]]:
                 row[f"{name}_p50_ms"] = round(cost, 4)
             slopes[f"{name}_exponent"] = round(rounds.exponent(sizes, costs), 3)
         for row, users in zip(rows, sizes, strict=True):
-            row["floor_p50_ms"] = round(rounds.p50(reset[FLOOR].wall_ms), 3)
+            row.update(floor.told(reset[FLOOR].wall_ms))
             row["reset_p99_ms"] = round(rounds.percentile(reset[str(users)].wall_ms, 99), 3)
     rows.append({"what": "exponents", "durable": True, **slopes})
     users = 500 if settings.quick else min(FOOTPRINT_USERS, largest)

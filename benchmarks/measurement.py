@@ -133,7 +133,7 @@ def in_groups(place: Path, users: int, group: int, times: int) -> dict[str, Any]
         "raw_records_us": round(us["same"], 2), "raw_put_us": round(us["put"], 2),
         "records_ratio": round(us["guarded"] / us["same"], 3), "put_ratio": round(us["guarded"] / us["put"], 3),
         "group_p99_ms": round(rounds.percentile(taken["guarded"].wall_ms, 99), 3),
-        "floor_p50_ms": round(rounds.p50(taken["floor"].wall_ms), 3),
+        **floor.told(taken["floor"].wall_ms),
     }
 
 
@@ -177,5 +177,5 @@ def waiting(path: Path, users: int, many: int) -> dict[str, Any]:
         "wait_p50_ms": round(rounds.p50(waited_ms), 3), "wait_p99_ms": round(rounds.percentile(waited_ms, 99), 3),
         "alone_p50_ms": round(rounds.p50(alone.wall_ms), 3), "alone_p99_ms": round(rounds.percentile(alone.wall_ms, 99), 3),
         "alone_cpu_p99_ms": round(rounds.percentile(alone.cpu_ms, 99), 3),
-        "floor_p50_ms": round(rounds.p50(taken["floor"].wall_ms), 3),
+        **floor.told(taken["floor"].wall_ms),
     }

@@ -48,7 +48,8 @@ print(json.dumps({"read": read, "users": len(filters), "seconds": time.perf_coun
 def process(settings: Settings) -> list[dict[str, Any]]:
     """Durable runs of the command over a sorted file, in group mode, and the plain loop over the same file, by turns.
 
-    Each is a process of its own that may use one core; the seconds are from its start to its end.
+    Each is a process of its own that may use one core; the seconds are from its start to its end.  A commit has thousands of
+    measurements, so that the disk has little say, and the ratio stands over a slow floor too.
     """
     rows, users = settings.rows or (5_000 if settings.quick else ROWS), settings.users or (200 if settings.quick else USERS)
     loops, runs = [], []
@@ -66,7 +67,7 @@ def process(settings: Settings) -> list[dict[str, Any]]:
         raise RuntimeError(message)
     seconds, plain = rounds.p50([ran.seconds for ran in runs]), rounds.p50([ran.seconds for ran in loops])
     return [{
-        "rows": rows, "users": users, "durable": True, "accepted": measurements["accepted"],
+        "rows": rows, "users": users, "durable": False, "accepted": measurements["accepted"],
         "quarantined": measurements["quarantined"], "seconds": round(seconds, 2), "measurements_per_s": round(rows / seconds),
         "cpu_seconds": round(rounds.p50([ran.cpu_s for ran in runs]), 2), "plain_loop_seconds": round(plain, 2),
         "plain_loop_per_s": round(rows / plain), "to_loop_ratio": round(plain / seconds, 3),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from benchmarks.floor import MEANINGFUL_MS_MAX
+from benchmarks.floor import FIGURES, MEANINGFUL_MS_MAX
 
 if TYPE_CHECKING:
     from benchmarks.shows import Judged
 
-HIDDEN = frozenset({"durable", "floor_p50_ms"})
+HIDDEN = frozenset({"durable", *FIGURES})
 NAMES = ("contestant", "what")
 LINES_MIN = 8
 Cells = tuple[list[str], list[list[str]]]
