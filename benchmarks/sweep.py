@@ -34,7 +34,7 @@ class InLoop(BodyWeight):
 
 def sweep(settings: Settings) -> list[dict[str, Any]]:
     """A whole sweep that writes nothing, and the fold alone: in numpy, in the loop, and the ratio of the two."""
-    rows = settings.rows or ROWS
+    rows = settings.rows or (10_000 if settings.quick else ROWS)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
         data.write_readings(place / "readings.csv", rows, settings.users or USERS)
