@@ -93,5 +93,5 @@ def mutation(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure; arguments are those of `python -m benchmarks`."""
-    session.install("-e", ".")
+    session.install("-e", ".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,8 +1,8 @@
 """What a reset can be done with instead: each writes the bytes of one guarded reset, durably, as its manual says.
 
-A contestant is opened in a directory of its own and then called once a round with the number of the round, so that all of them
-meet the same moments of the disk.  `payload` gives bytes that no round has written before: some stores skip a write of what is
-there already.
+A contestant is opened in a directory of its own and then called once a round with the number of the round and the records that
+a guarded reset has put, so that all of them meet the same moments of the disk and the same bytes, which no round has had before:
+some stores skip a write of what is there already.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,67 +18,49 @@ from typing import Any, NamedTuple
 import lmdb
 import numpy as np
 
-Once = Callable[[int], object]
-Sizes = tuple[tuple[int, int], ...]
+Records = list[tuple[bytes, bytes]]
+Once = Callable[[int, Records], object]
 MAP_BYTES = 1 << 30
 OPERATIONS = 4
+SLOTS, SLOT_BYTES = 64, 1 << 14
 
 
 class Contestant(NamedTuple):
-    """`open(directory, sizes, sync)` gives what is called once a round; ImportError where its library is not installed."""
+    """`open(directory, sync)` gives what is called once a round; ImportError where its library is not installed."""
 
     name: str
     what: str
-    open: Callable[[Path, Sizes, bool], Once]
+    open: Callable[[Path, bool], Once]
 
 
-def payload(sizes: Sizes, number: int) -> list[tuple[bytes, bytes]]:
-    """Records of these sizes, new in each round."""
-    dice = random.Random(number)  # noqa: S311 - bytes that differ
-    return [(dice.randbytes(key), dice.randbytes(value)) for key, value in sizes]
-
-
-def bare_write(directory: Path, sizes: Sizes, sync: bool) -> Once:
+def bare_write(directory: Path, sync: bool) -> Once:
     """One pwrite of the bytes and one fdatasync: what the disk itself takes."""
-    total = sum(key + value for key, value in sizes)
     descriptor = os.open(directory / "bytes", os.O_CREAT | os.O_RDWR, 0o600)
-    os.pwrite(descriptor, bytes(total * 64), 0)
+    os.pwrite(descriptor, bytes(SLOTS * SLOT_BYTES), 0)
     os.fsync(descriptor)
 
-    def once(number: int) -> None:
-        data = b"".join(key + value for key, value in payload(sizes, number))
-        os.pwrite(descriptor, data, number % 64 * total)
+    def once(number: int, records: Records) -> None:
+        os.pwrite(descriptor, b"".join(key + value for key, value in records), number % SLOTS * SLOT_BYTES)
         if sync:
             os.fdatasync(descriptor)
     return once
 
 
-def raw_lmdb(directory: Path, sizes: Sizes, sync: bool) -> Once:
-    """One LMDB transaction of the same records, without a guard."""
-    env = lmdb.open(str(directory), map_size=MAP_BYTES, sync=sync, max_spare_txns=16, lib_version=0)
-
-    def once(number: int) -> None:
-        with env.begin(write=True) as txn:
-            for key, value in payload(sizes, number):
-                txn.put(key, value)
-    return once
-
-
-def sqlite(directory: Path, sizes: Sizes, sync: bool) -> Once:
+def sqlite(directory: Path, sync: bool) -> Once:
     """One transaction of sqlite3 in WAL mode, synchronous=FULL."""
     database = sqlite3.connect(directory / "store.sqlite", isolation_level=None)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute(f"PRAGMA synchronous={'FULL' if sync else 'OFF'}")
     database.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
 
-    def once(number: int) -> None:
+    def once(_: int, records: Records) -> None:
         database.execute("BEGIN IMMEDIATE")
-        database.executemany("INSERT OR REPLACE INTO records VALUES (?, ?)", payload(sizes, number))
+        database.executemany("INSERT OR REPLACE INTO records VALUES (?, ?)", records)
         database.execute("COMMIT")
     return once
 
 
-def zodb(directory: Path, sizes: Sizes, sync: bool) -> Once:
+def zodb(directory: Path, sync: bool) -> Once:
     """One ZODB transaction over FileStorage, which syncs at its end."""
     import transaction  # noqa: PLC0415 - an optional library
     import ZODB  # noqa: PLC0415
@@ -93,13 +74,13 @@ def zodb(directory: Path, sizes: Sizes, sync: bool) -> Once:
     root["records"] = OOBTree()
     transaction.commit()
 
-    def once(number: int) -> None:
-        root["records"].update(payload(sizes, number))
+    def once(_: int, records: Records) -> None:
+        root["records"].update(records)
         transaction.commit()
     return once
 
 
-def rocksdb(directory: Path, sizes: Sizes, sync: bool) -> Once:
+def rocksdb(directory: Path, sync: bool) -> Once:
     """One write batch of RocksDB with its log synced."""
     from rocksdict import Options, Rdict, WriteBatch, WriteOptions  # noqa: PLC0415 - an optional library
 
@@ -107,21 +88,21 @@ def rocksdb(directory: Path, sizes: Sizes, sync: bool) -> Once:
     options = WriteOptions()
     options.sync = sync
 
-    def once(number: int) -> None:
+    def once(_: int, records: Records) -> None:
         batch = WriteBatch(raw_mode=True)
-        for key, value in payload(sizes, number):
+        for key, value in records:
             batch.put(key, value)
         database.write(batch, options)
     return once
 
 
-def pickles(directory: Path, sizes: Sizes, sync: bool) -> Once:
+def pickles(directory: Path, sync: bool) -> Once:
     """A pickle of the records, synced, renamed into place, and its directory synced."""
     folder = os.open(directory, os.O_RDONLY)
 
-    def once(number: int) -> None:
+    def once(number: int, records: Records) -> None:
         with (directory / "new").open("wb") as file:
-            pickle.dump(payload(sizes, number), file, protocol=5)
+            pickle.dump(records, file, protocol=5)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -131,7 +112,7 @@ def pickles(directory: Path, sizes: Sizes, sync: bool) -> Once:
     return once
 
 
-def dbos(directory: Path, sizes: Sizes, sync: bool) -> Once:
+def dbos(directory: Path, sync: bool) -> Once:
     """A DBOS workflow with a step for each operation, on SQLite."""
     from dbos import DBOS  # noqa: PLC0415 - an optional library
 
@@ -141,16 +122,22 @@ def dbos(directory: Path, sizes: Sizes, sync: bool) -> Once:
     DBOS(config={"name": "benchmark", "system_database_url": f"sqlite:///{directory / 'dbos.sqlite'}", "run_admin_server": False,
                  "log_level": "CRITICAL"})
 
-    @DBOS.step()
-    def operation(number: int, at: int) -> bytes:
-        return b"".join(value for _, value in payload(sizes, number))[at::OPERATIONS]
+    written: Records = []
 
-    @DBOS.workflow()
-    def reset(number: int) -> int:
-        return sum(len(operation(number, at)) for at in range(OPERATIONS))
+    @DBOS.step()  # type: ignore[untyped-decorator]
+    def operation(at: int) -> bytes:
+        return b"".join(value for _, value in written)[at::OPERATIONS]
+
+    @DBOS.workflow()  # type: ignore[untyped-decorator]
+    def workflow() -> int:
+        return sum(len(operation(at)) for at in range(OPERATIONS))
+
+    def once(_: int, records: Records) -> None:
+        written[:] = records
+        workflow()
 
     DBOS.launch()
-    return reset
+    return once
 
 
 class Sketch:
@@ -173,7 +160,7 @@ class Sketch:
             raise ValueError(message)
 
 
-def sketch(directory: Path, _: Sizes, sync: bool) -> Once:
+def sketch(directory: Path, sync: bool) -> Once:
     """The first idea: a copied snapshot kept durably, a deepcopy and numpy's validation for each operation, a pickle at the end.
 
     The snapshot, the new state and the row of the log are a transaction each, as there are three stores to keep.
@@ -185,7 +172,7 @@ def sketch(directory: Path, _: Sizes, sync: bool) -> Once:
         with env.begin(write=True) as txn:
             txn.put(key.encode(), pickle.dumps(value, protocol=5))
 
-    def once(number: int) -> None:
+    def once(number: int, _: Records) -> None:
         user = number % 100
         state = users[user]
         put(f"snapshot/{user}", copy.deepcopy(state))
@@ -201,7 +188,6 @@ def sketch(directory: Path, _: Sizes, sync: bool) -> Once:
 
 CONTESTANTS = (
     Contestant("pwrite + fdatasync", "the floor", bare_write),
-    Contestant("raw LMDB", "the same records, no guard", raw_lmdb),
     Contestant("sqlite3", "WAL, synchronous=FULL", sqlite),
     Contestant("RocksDB", "synced log", rocksdb),
     Contestant("pickle file", "fsync, rename, fsync", pickles),

@@ -8,7 +8,6 @@ reboot the first reads come from the disk.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,15 +17,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import command, data, floor
+from benchmarks import command, data
 
 if TYPE_CHECKING:
-    from benchmarks.process import Settings
+    from benchmarks.settings import Settings
 
 READINGS_A_USER = 3
 ATTEMPTS = 8
 WRITING_S = 1.0
-ROOT = Path(__file__).parents[1]
+USERS = 2_000
 
 WRITER = """
 import itertools, sys
@@ -68,35 +67,39 @@ store = timed("open_and_settle_ms", lambda: Store.open(sys.argv[1], durability="
 manager = ResetManager(store)
 timed("read_ms", lambda: store.load(user))
 timed("first_durable_commit_ms", lambda: manager.perform_reset(user, kind="admin", reason="benchmark", actor="benchmark"))
-settled = store.interrupted
+try:
+    lines = open("/proc/self/status", encoding="ascii").readlines()
+except OSError:
+    lines = []
+rss_mib = next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+print(json.dumps(taken | {"settled": store.interrupted, "rss_mib": rss_mib}), flush=True)
 store.close()
-print(json.dumps(taken | {"settled": settled}))
 """
 
 
 def recovery(settings: Settings) -> list[dict[str, Any]]:
     """Kill a writer in group mode with attempts under way, then open, read, commit and examine the store."""
+    users = settings.users or (500 if settings.quick else USERS)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
-        place = settings.keep or Path(folder)
-        store = _built(place, settings.users)
-        before = floor.measure(place)
-        _killed(store, settings.users)
-        reopened = json.loads(_python(REOPENED, str(store), str(settings.users)))
-        after = floor.measure(place)
-        doctor = _doctor(store)
-    worst = floor.Floor(max(before.p50_ms, after.p50_ms), max(before.p99_ms, after.p99_ms))
+        return [{"users": users, "durable": True, **killed(built(settings.keep or Path(folder), users), users)}]
+
+
+def killed(store: Path, users: int) -> dict[str, Any]:
+    """What it takes to serve again from this store, after a writer of it is killed now."""
+    _kill_writer(store, users)
+    reopened, serving_s = _reopened(store, users)
+    doctor = _doctor(store)
     restored_ms = sum(reopened[name] for name in ("open_and_settle_ms", "read_ms", "first_durable_commit_ms"))
-    return [{
-        "users": settings.users, "records": doctor["records"], "store_mib": doctor["store_mib"],
-        "attempts_under_way": ATTEMPTS, "attempts_settled": reopened.pop("settled"),
+    return {
+        "records": doctor["records"], "store_mib": doctor["store_mib"],
+        "attempts_under_way": ATTEMPTS, "attempts_settled": reopened.pop("settled"), "rss_mib": round(reopened.pop("rss_mib"), 1),
         **{name: round(value, 2) for name, value in reopened.items()}, "service_restored_ms": round(restored_ms, 2),
+        "new_process_serving_ms": round(serving_s * 1e3, 1),
         "doctor_seconds": doctor["seconds"], "doctor_findings": doctor["findings"],
-        "floor_p50_ms": round(worst.p50_ms, 3), "floor_p99_ms": round(worst.p99_ms, 3), "ratios_mean_something": worst.meaningful,
-        "commit_to_floor": round(reopened["first_durable_commit_ms"] / worst.p50_ms, 1),
-    }]
+    }
 
 
-def _built(place: Path, users: int) -> Path:
+def built(place: Path, users: int) -> Path:
     """The store of so many users, made unless it is there from an earlier run."""
     store = place / f"store-{users}"
     if not store.exists():
@@ -110,10 +113,25 @@ def _built(place: Path, users: int) -> Path:
     return store
 
 
-def _killed(store: Path, users: int) -> None:
+def _reopened(store: Path, users: int) -> tuple[dict[str, Any], float]:
+    """What a new process found, and the seconds from its start until it had committed."""
+    began = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", REOPENED, str(store), str(users)],  # noqa: S603 - built here
+                             env=command.environment(), stdout=subprocess.PIPE, text=True)
+    with child:
+        said = "" if child.stdout is None else child.stdout.readline()
+        seconds = time.perf_counter() - began
+    if not said:
+        message = "the store could not be opened again"
+        raise RuntimeError(message)
+    found: dict[str, Any] = json.loads(said)
+    return found, seconds
+
+
+def _kill_writer(store: Path, users: int) -> None:
     """Start the writer, let it commit for a while, and kill it."""
     child = subprocess.Popen([sys.executable, "-c", WRITER, str(store), str(users), str(ATTEMPTS)],  # noqa: S603 - built here
-                             env=_environment(), stdout=subprocess.PIPE, text=True)
+                             env=command.environment(), stdout=subprocess.PIPE, text=True)
     with child:
         if child.stdout is None or child.stdout.readline() != "writing\n":
             message = "the writer ended before it was killed"
@@ -123,20 +141,7 @@ def _killed(store: Path, users: int) -> None:
 
 
 def _doctor(store: Path) -> dict[str, Any]:
-    document = json.loads(_python("from statemachine.cli import main; main()", "doctor", "--store", str(store), "--json"))
+    document = command.python(command.COMMAND, "doctor", "--store", str(store), "--json").report
     return {"records": document["checks"][0]["looked_at"], "seconds": document["seconds"],
             "findings": sum(check["findings"] for check in document["checks"] if check["check"] != "disk"),
             "store_mib": round((store / "data.mdb").stat().st_size / 2**20)}
-
-
-def _python(program: str, *arguments: str) -> str:
-    ran = subprocess.run([sys.executable, "-c", program, *arguments],  # noqa: S603 - built here
-                         env=_environment(), stdout=subprocess.PIPE, text=True, check=False)
-    if ran.returncode not in (0, command.FINDINGS):
-        message = f"a program of the benchmark ended with {ran.returncode}"
-        raise RuntimeError(message)
-    return ran.stdout
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}

@@ -17,9 +17,10 @@ from statemachine.sweep.table import tabulated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.process import Settings
+    from benchmarks.settings import Settings
 
 ROWS = 200_000
+USERS = 2_000
 TIMES = 3
 
 
@@ -33,10 +34,10 @@ class InLoop(BodyWeight):
 
 def sweep(settings: Settings) -> list[dict[str, Any]]:
     """A whole sweep that writes nothing, and the fold alone: in numpy, in the loop, and the ratio of the two."""
-    rows = settings.rows or ROWS
+    rows = settings.rows or (10_000 if settings.quick else ROWS)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.directory) as folder:
         place = Path(folder)
-        data.write_readings(place / "readings.csv", rows, settings.users)
+        data.write_readings(place / "readings.csv", rows, settings.users or USERS)
         command.process(place / "readings.csv", place / "store")
         with Store.open(place / "store", readonly=True) as store:
             tables = [tabulated(logs, store.estimator) for logs, _ in chunks(store.engine, None, lambda _: True)]

@@ -1,7 +1,8 @@
 """`doctor`: every record and the surroundings of a store, a line for each check, a remedy for each finding.
 
 It opens the store for reading and changes nothing: what a dead process left unsettled is told, and left to the next opening
-for writing.  A look at another owner's file of marks takes the writer's turn for that moment, as no owner can then begin.
+for writing; with `--bench` it writes to scratch files beside the store, which have lost their names by then.  A look at another
+owner's file of marks takes the writer's turn for that moment, as no owner can then begin.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from statemachine.alerts import broken, tell
 from statemachine.cli import console
 from statemachine.cli.console import Column
-from statemachine.store import checkup, surroundings
+from statemachine.store import checkup, disk, surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,10 +41,12 @@ def doctor(
         "Warn where a measurement kept aside is older, by its own instant; without it the age is not judged."))] = None,
     processes: Annotated[int | None, typer.Option(min=1, show_default=False, metavar="N", help=(
         "How many processes may look at a large store at once, by default one for each processor."))] = None,
+    bench: Annotated[bool, typer.Option("--bench", help=(
+        "Measure the disk under the store too, in scratch files beside it, and advise a durability for it."))] = False,
 ) -> None:
     """Examine a store, changing nothing: each record, the audit chain, the disk; 1 where anything is found, 3 if it cannot open.
 
-    Example: resetguard doctor --store ./state --quarantine-days 90
+    Example: resetguard doctor --store ./state --quarantine-days 90 --bench
     """
     with console.command(), console.reading(store) as opened:
         started_us = opened.clock.monotonic_us()
@@ -61,10 +64,12 @@ def doctor(
                   if name != "quarantine age" or quarantine_days is not None)
         checks = [{"check": name, "findings": counts[name], "looked_at": records.looked.get(name)} for name in judged]
         seconds = (opened.clock.monotonic_us() - started_us) / 1e6
+        measured = _measured(opened) if bench else {}
         if json:
-            console.print_json({"checks": checks, "findings": found, "seconds": round(seconds, 3)})
+            console.print_json({"checks": checks, "findings": found, "seconds": round(seconds, 3), **measured})
         else:
             _print(checks, found, seconds)
+            _print_measured(measured)
         if found:
             raise typer.Exit(console.FINDINGS)
 
@@ -78,6 +83,30 @@ def _all(store: Store, records: Checkup, quarantine_days: int | None) -> Iterato
     yield from chain(records.run(), surroundings.examine(store))
     if quarantine_days is not None:
         yield from surroundings.quarantine_age(records.oldest_kept_us, store.clock.now_us(), quarantine_days)
+
+
+def _measured(store: Store) -> dict[str, Any]:
+    """What the disk takes, and what that advises, as `--json` has it."""
+    page, commit = disk.floor(store.path, store.clock), disk.lmdb_commit(store.path, store.clock)
+    advice = disk.advise(store.path, page, commit)
+    measured = [{"what": what, "percentile": percentile, "duration_us": round(us)}
+                for what, taken in (("page written and synced", page), ("LMDB commit", commit))
+                for percentile, us in ((50, taken.p50_us), (99, taken.p99_us))]
+    return {"bench": {"measured": measured, "advice": advice._asdict()}}
+
+
+def _print_measured(measured: dict[str, Any]) -> None:
+    for bench in measured.values():
+        console.OUT.print()
+        console.print_rows(bench["measured"], (
+            Column("on this disk", lambda row: row["what"]),
+            Column("percentile", lambda row: row["percentile"], right=True),
+            Column("milliseconds", lambda row: f"{row['duration_us'] / 1e3:.3f}", right=True),
+        ), json=False, empty="")
+        advice = bench["advice"]
+        console.OUT.print()
+        console.print_record((("durability", advice["durability"]), ("group_delay_ms", advice["group_delay_ms"]),
+                              ("why", " ".join(advice["reasons"]))), title="advice for this disk")
 
 
 def _print(checks: list[dict[str, Any]], found: list[dict[str, Any]], seconds: float) -> None:

@@ -96,3 +96,25 @@ def test_so_many_findings_of_a_check_are_shown_and_all_are_counted(path: Path, m
     assert ran.out.count("warning: ") == 2
     assert "5 findings" in ran.err
     assert "3 more are not shown" in ran.err
+
+
+def test_bench_measures_the_disk_and_advises(path: Path) -> None:
+    before = sorted(child.name for child in path.iterdir())
+    ran = run(path, "doctor", "--bench")
+    told = " ".join(ran.out.split())
+    assert ran.code == 0
+    assert "page written and synced 50 " in told
+    assert "LMDB commit 99 " in told
+    assert "advice for this disk durability " in told
+    assert sorted(child.name for child in path.iterdir()) == before
+    assert "advice" not in run(path, "doctor").out
+
+
+def test_bench_is_part_of_the_one_document(path: Path) -> None:
+    bench = json.loads(run(path, "doctor", "--bench", "--json").out)["bench"]
+    assert set(bench) == {"measured", "advice"}
+    assert [(row["what"], row["percentile"]) for row in bench["measured"]] == [
+        ("page written and synced", 50), ("page written and synced", 99), ("LMDB commit", 50), ("LMDB commit", 99)]
+    assert all(row["duration_us"] > 0 for row in bench["measured"])
+    assert bench["advice"]["durability"] in {"each", "group"}
+    assert set(bench["advice"]) == {"durability", "group_delay_ms", "reasons"}
