@@ -29,6 +29,8 @@ from chaos.target import Target
 SEND_EVERY_S: Final = 0.2
 ALIKE_MAX: Final = 3
 """Findings of one fault and promise that a worker keeps."""
+SILENT_S_MAX: Final = 600.0
+"""A worker that has not said a word for so long hangs, and is ended: no point takes as long."""
 FINDINGS_MAX: Final = 50
 """Findings of one suite that a worker keeps; what breaks more often is counted."""
 
@@ -95,7 +97,7 @@ class Ran(msgspec.Struct):
         if self.fired < self.floor:
             found.append(f"{self.fired:,} faults fired, of at least {self.floor:,}")
         if self.unseen:
-            found.append(f"never seen: {', '.join(self.unseen)}")
+            found.append(f"never seen: {'; '.join(self.unseen)}")
         return found
 
 
@@ -177,13 +179,20 @@ def _judge(ran: Ran, suite: Suite, asked: Asked) -> None:
 def _parts(workers: dict[int, int], found: Mapping[str, Ran]) -> Iterator[_Part]:
     """What the workers send, until the last is gone; a death is told as the trouble of the suite it was at."""
     at = dict.fromkeys(workers, next(iter(found), ""))
+    heard = dict.fromkeys(workers, time.monotonic())
     rest = dict.fromkeys(workers, b"")
     with selectors.DefaultSelector() as selector:
         for descriptor in workers:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
-            for key, _ in selector.select():
+            ready = selector.select(SILENT_S_MAX)
+            for descriptor, child in workers.items():
+                if heard[descriptor] + SILENT_S_MAX <= time.monotonic():
+                    yield _Part(at[descriptor], trouble=f"a worker had no verdict for {SILENT_S_MAX:g} s, and was ended")
+                    os.killpg(child, signal.SIGKILL)  # with the children of its suites, so that its pipe ends
+            for key, _ in ready:
                 descriptor = int(key.fd)
+                heard[descriptor] = time.monotonic()
                 read = os.read(descriptor, 1 << 16)
                 *lines, rest[descriptor] = (rest[descriptor] + read).split(b"\n")
                 for line in lines:
@@ -315,11 +324,20 @@ def find(suite: Suite, session: Session, asked: Asked, verdict: Verdict, *, shri
     return Finding(verdict, asked.target, asked.seed, asked.plan, asked.planted, Made(session.target.name, asked.seed))
 
 
+class NoSuchPoint(Exception):
+    """The suite has no such point, as it is now."""
+
+
 def replay(finding: Finding, target: Target, suites: Mapping[str, Suite]) -> Verdict:
-    """The verdict of a finding's point, anew."""
+    """The verdict of a finding's point, anew; raises NoSuchPoint where the suite knows it no more."""
+    point = finding.verdict.point
     with tempfile.TemporaryDirectory(prefix="chaos-", dir=_tmpfs()) as scratch:
         session = Session(target, finding.seed, finding.plan, Path(scratch))
-        return suites[finding.verdict.point.suite].replay(session, finding.verdict.point)
+        try:
+            return suites[point.suite].replay(session, point)
+        except (LookupError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+            message = f"there is no point {point} for this target and version: {type(error).__name__}: {error}"
+            raise NoSuchPoint(message) from error
 
 
 def select(names: Sequence[str], known: Mapping[str, Any]) -> tuple[str, ...]:

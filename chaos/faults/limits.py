@@ -91,6 +91,13 @@ def limited(what: int, most: int) -> Iterator[None]:
         resource.setrlimit(what, (soft, hard))
 
 
+def hushed() -> None:
+    """From now on this process writes no errors: LMDB tells there, in the middle of a progress bar, of which assertion it dies."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
 def descriptors_used() -> int:
     """One more than the highest descriptor in use, below which all others are taken by `few_descriptors`."""
     return max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1
@@ -185,4 +192,4 @@ class JumpingClock:
         self._by_us = 0
 
 
-__all__ = ["CannotMount", "JumpingClock", "Readers", "SmallDisk", "descriptors_used", "few_descriptors", "limited", "own_mounts"]
+__all__ = ["CannotMount", "JumpingClock", "Readers", "SmallDisk", "descriptors_used", "few_descriptors", "hushed", "limited", "own_mounts"]
