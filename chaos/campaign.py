@@ -23,7 +23,7 @@ import msgspec
 import xxhash
 
 from chaos.history import Made
-from chaos.suite import Plan, Session, Suite, Verdict
+from chaos.suite import CANNOT, Plan, Session, Suite, Verdict
 from chaos.target import Target
 
 SEND_EVERY_S: Final = 0.2
@@ -70,6 +70,8 @@ class Ran(msgspec.Struct):
     """What one suite came to, all workers together.
 
     `digest` sums up every point with its verdict: two runs of one seed that went to their end have equal ones.
+    `untried`: the faults that this machine does not allow, each with how many points of it were left out, and why.
+    `over`: how many workers have done with it; `ended`: those of them that came to the end of its plan.
     """
 
     suite: str
@@ -79,9 +81,11 @@ class Ran(msgspec.Struct):
     unfired: int = 0
     broken: int = 0
     seconds: float = 0.0
+    over: int = 0
     ended: int = 0
     digest: int = 0
     outcomes: dict[str, dict[str, int]] = {}
+    untried: dict[str, dict[str, int]] = {}
     findings: list[Finding] = []
     unseen: list[str] = []
     trouble: str = ""
@@ -94,7 +98,7 @@ class Ran(msgspec.Struct):
         found = [f"{self.broken} of {self.fired + self.unfired} points broke a promise"] if self.broken else []
         if self.trouble:
             found.append(self.trouble)
-        if self.fired < self.floor:
+        if self.fired + sum(sum(why.values()) for why in self.untried.values()) < self.floor:
             found.append(f"{self.fired:,} faults fired, of at least {self.floor:,}")
         if self.unseen:
             found.append(f"never seen: {'; '.join(self.unseen)}")
@@ -107,11 +111,13 @@ class _Part(msgspec.Struct, omit_defaults=True):
     suite: str
     trying: str = ""
     seconds: float = 0.0
+    over: bool = False
     ended: bool = False
     digest: int = 0
     unfired: int = 0
     broken: int = 0
     counts: dict[str, dict[str, int]] = {}
+    untried: dict[str, dict[str, int]] = {}
     findings: list[Finding] = []
     trouble: str = ""
 
@@ -161,7 +167,7 @@ def run(asked: Asked, target: Target, suites: Mapping[str, Suite], watching: Wat
 def _ran(name: str, suite: Suite, asked: Asked) -> Ran:
     session = Session(Target(), asked.seed, asked.plan, Path())
     floor = suite.floor * (session.times if suite.grows else 1)
-    return Ran(name, floor, suite.unavailable(), outcomes={}, findings=[], unseen=[])
+    return Ran(name, floor, suite.unavailable(), outcomes={}, untried={}, findings=[], unseen=[])
 
 
 def _tmpfs() -> str | None:
@@ -210,14 +216,16 @@ def _parts(workers: dict[int, int], found: Mapping[str, Ran]) -> Iterator[_Part]
 
 
 def _add(ran: Ran, part: _Part) -> None:
-    for fault, outcomes in part.counts.items():
-        row = ran.outcomes.setdefault(fault, {})
-        for outcome, count in outcomes.items():
-            row[outcome] = row.get(outcome, 0) + count
-            ran.fired += count
+    for added, whole in ((part.counts, ran.outcomes), (part.untried, ran.untried)):
+        for fault, outcomes in added.items():
+            row = whole.setdefault(fault, {})
+            for outcome, count in outcomes.items():
+                row[outcome] = row.get(outcome, 0) + count
+    ran.fired += sum(sum(outcomes.values()) for outcomes in part.counts.values())
     ran.unfired += part.unfired
     ran.broken += part.broken
     ran.seconds = max(ran.seconds, part.seconds)
+    ran.over += part.over
     ran.ended += part.ended
     ran.digest ^= part.digest
     ran.findings += part.findings[:FINDINGS_MAX - len(ran.findings)]
@@ -234,15 +242,15 @@ class _Sender:
         self.part = self._fresh()
 
     def _fresh(self) -> _Part:
-        return _Part(self.suite, counts={}, findings=[])
+        return _Part(self.suite, counts={}, untried={}, findings=[])
 
     def add(self, verdict: Verdict, finding: Finding | None) -> None:
         """Count a verdict."""
         part = self.part
         part.trying = f"{verdict.point.fault}"
         part.digest ^= xxhash.xxh3_64_intdigest(_encode(verdict))
-        if verdict.fired:
-            row = part.counts.setdefault(verdict.point.fault, {})
+        if verdict.fired or verdict.outcome.startswith(CANNOT):
+            row = (part.counts if verdict.fired else part.untried).setdefault(verdict.point.fault, {})
             row[verdict.outcome] = row.get(verdict.outcome, 0) + 1
         else:
             part.unfired += 1
@@ -252,10 +260,11 @@ class _Sender:
         if finding is not None or time.monotonic() - self.sent > SEND_EVERY_S:
             self.send()
 
-    def send(self, *, ended: bool = False, trouble: str = "") -> None:
+    def send(self, *, over: bool = False, ended: bool = False, trouble: str = "") -> None:
         """Send what was counted since the last time."""
         self.sent = time.monotonic()
-        self.part.seconds, self.part.ended, self.part.trouble = self.sent - self.began, ended, trouble
+        self.part.seconds, self.part.trouble = self.sent - self.began, trouble
+        self.part.over, self.part.ended = over, ended
         data = _encode(self.part) + b"\n"
         while data:
             data = data[os.write(self.writing, data):]
@@ -312,9 +321,9 @@ class _Worker(NamedTuple):
                     ended = False
                     break
         except Exception as error:  # noqa: BLE001 - a bug of the suite fails the campaign, and names itself
-            sender.send(trouble=f"the suite {name} failed: {type(error).__name__}: {error}")
+            sender.send(over=True, trouble=f"the suite {name} failed: {type(error).__name__}: {error}")
         else:
-            sender.send(ended=ended)
+            sender.send(over=True, ended=ended)
 
 
 def find(suite: Suite, session: Session, asked: Asked, verdict: Verdict, *, shrink: bool) -> Finding:

@@ -64,6 +64,9 @@ def write_junit(path: Path, report: Report) -> None:
             case = ET.SubElement(suite, "testcase", classname=f"chaos.{one.suite}", name=fault)
             if fault in broken:
                 ET.SubElement(case, "failure", message=_xml(broken[fault][0])).text = _xml("\n".join(broken[fault]))
+        for fault, why in sorted(one.untried.items()):
+            case = ET.SubElement(suite, "testcase", classname=f"chaos.{one.suite}", name=f"{fault} where it cannot be tried")
+            ET.SubElement(case, "skipped", message="; ".join(why))
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
         suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
@@ -82,7 +85,7 @@ STYLE: Final = """
 body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:70rem}
 h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .3rem}
 p{margin:.3rem 0}.bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+.wide{overflow-x:auto}table{border-collapse:separate;border-spacing:0;font-size:.9rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:Canvas}
 thead th{font-weight:600;max-width:9rem}code{font-size:.85rem;overflow-wrap:anywhere}
@@ -110,7 +113,8 @@ def _section(one: Ran, report: Report) -> str:
     if one.unavailable:
         return f"{title}<p class=bad>Not run: {html.escape(one.unavailable)}</p>"
     told = f"<p>{one.fired:,} faults, at least {one.floor:,} asked for, {one.broken:,} broke a promise, {one.seconds:.0f} s.</p>"
-    failures = "".join(f"<p class=bad>{html.escape(failure)}</p>" for failure in one.failures)
+    untried = [f"not tried: {fault}: {'; '.join(why)}" for fault, why in sorted(one.untried.items())]
+    failures = "".join(f"<p class=bad>{html.escape(failure)}</p>" for failure in (*one.failures, *untried))
     columns = sorted({outcome for outcomes in one.outcomes.values() for outcome in outcomes})
     head = "".join(f"<th scope=col>{html.escape(column)}</th>" for column in columns)
     rows = "".join(

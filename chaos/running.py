@@ -219,7 +219,7 @@ def _watched(asked: Asked, target: Target, suites: dict[str, Suite]) -> tuple[li
         seen[:] = ran
         bar.watch(ran, trying)
 
-    with showing.Bar(showing.ERR, asked.budget_s) as bar:
+    with showing.Bar(showing.ERR, asked.budget_s, asked.workers) as bar:
         try:
             return campaign.run(asked, target, suites, watching), True
         except KeyboardInterrupt:
@@ -236,6 +236,9 @@ def _show(ran: list[Ran], saved: list[tuple[Finding, str]], seconds: float) -> N
     for one in ran:
         if one.unavailable:
             showing.ERR.print(Text(f"chaos: the suite {one.suite} was NOT RUN: {one.unavailable}", style="red"))
+        for fault in sorted(one.untried):
+            why = "; ".join(one.untried[fault])
+            showing.ERR.print(Text(f"chaos: the fault {fault} of {one.suite} was NOT TRIED: {why}", style="red"))
 
 
 def _require_places(findings: Path, *files: Path | None) -> None:

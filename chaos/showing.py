@@ -27,8 +27,9 @@ FINDINGS_SHOWN: Final = 5
 class Bar:
     """The progress of a campaign on standard error: a bar on a terminal, else a line as each suite ends."""
 
-    def __init__(self, console: Console, budget_s: float | None = None) -> None:
+    def __init__(self, console: Console, budget_s: float | None = None, workers: int = 1) -> None:
         self._console = console
+        self._workers = workers
         self._budget_s = budget_s
         self._began = time.monotonic()
         self._told: set[str] = set()
@@ -60,7 +61,7 @@ class Bar:
             self._progress.update(self._task, completed=done, description=now.suite, trying=shown)
         elif self._progress is None:
             for one in able:
-                if one.seconds and one is not now and one.suite not in self._told:
+                if one.over == self._workers and one.suite not in self._told:
                     self._told.add(one.suite)
                     self._console.print(f"{one.suite}: {one.fired:,} faults, {one.broken} broke a promise", markup=False)
 
@@ -89,6 +90,8 @@ def matrix(ran: Sequence[Ran], width: int) -> Iterator[RenderableType]:
         yield Text(f"{one.suite}: {_summary(one)}", style="bold")
         if one.outcomes:
             yield _wide(one, width) or _narrow(one)
+        for fault, why in sorted(one.untried.items()):
+            yield Text(f"  NOT TRIED: {fault}: " + "; ".join(f"{count} {reason}" for reason, count in why.items()), style="red")
         for failure in one.failures:
             yield Text(f"  FAILED: {failure}", style="red")
         yield Text("")

@@ -151,7 +151,7 @@ class Deaths:
 
     name = "deaths"
     summary = "processes killed at lines and in a storm, stopped and fenced, or ended by a mutation"
-    floor = 1_000
+    floor = 1_020
     grows = True
     weight = 20.0
     witnesses = frozenset({"settled as interrupted", "landed and not told", "nothing was under way", "others went on",

@@ -86,6 +86,16 @@ class Hanging(Sure):
             time.sleep(60)
 
 
+class Partly(Sure):
+    name = "partly"
+
+    def replay(self, session: Session, point: Point) -> Verdict:
+        found = super().replay(session, point)
+        if point.fault == "ENOSPC" and found.fired:
+            return Verdict(point, "cannot fill a disk here", (), fired=False)
+        return found
+
+
 class Slow(Sure):
     name = "slow"
 
@@ -107,7 +117,7 @@ class Nowhere(Sure):
         return "it needs a moon"
 
 
-MADE: dict[str, Any] = {one.name: one for one in (Sure, Broken, Dying, Raising, Hanging, Slow, Narrow, Nowhere)}
+MADE: dict[str, Any] = {one.name: one for one in (Sure, Broken, Dying, Raising, Hanging, Partly, Slow, Narrow, Nowhere)}
 
 
 def ran(*names: str, **asked: Any) -> list[Ran]:
@@ -167,6 +177,18 @@ def test_a_budget_stops_at_a_prefix_and_fails_below_the_floor() -> None:
 def test_what_cannot_run_is_no_failure_and_is_told() -> None:
     found = ran("nowhere", "sure")
     assert [(one.unavailable, one.failures, one.fired) for one in found] == [("it needs a moon", [], 0), ("", [], 900)]
+
+
+def test_a_fault_that_the_machine_does_not_allow_is_no_failure_and_is_said_loudly(suites: Path) -> None:
+    found = ran("partly", workers=2)[0]
+    assert (found.fired, found.unfired, found.failures) == (500, 100, [])
+    assert found.untried == {"ENOSPC": {"cannot fill a disk here": 400}}
+    code, out, err = told("run", "--suite", "partly", "--junit", "r.xml", "--html", "r.html")
+    assert (code, "NOT TRIED: ENOSPC: 400 cannot fill a disk here" in out) == (0, True)
+    assert "the fault ENOSPC of partly was NOT TRIED: cannot fill a disk here" in " ".join(err.split())
+    suite, = ET.parse(suites / "r.xml").getroot()  # noqa: S314 - our own file
+    assert (suite.get("skipped"), suite.get("failures")) == ("1", "0")
+    assert "not tried: ENOSPC" in (suites / "r.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_left_when_the_watching_stops_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
