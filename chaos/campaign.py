@@ -287,6 +287,7 @@ class _Worker(NamedTuple):
         try:
             os.setpgid(0, 0)  # Ctrl-C is the parent's, which ends the whole group
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             began, weights = time.monotonic(), {name: suite.weight for name, suite in self.suites.items()}
             for name in self.suites:
                 until = None

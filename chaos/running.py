@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -219,11 +220,14 @@ def _watched(asked: Asked, target: Target, suites: dict[str, Suite]) -> tuple[li
         seen[:] = ran
         bar.watch(ran, trying)
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a CI cancels: nothing may be left behind then, too
     with showing.Bar(showing.ERR, asked.budget_s, asked.workers) as bar:
         try:
             return campaign.run(asked, target, suites, watching), True
         except KeyboardInterrupt:
             return seen, False
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _show(ran: list[Ran], saved: list[tuple[Finding, str]], seconds: float) -> None:

@@ -252,6 +252,19 @@ def test_run_shows_the_matrix_and_replays_what_it_found(suites: Path) -> None:
     assert command in (junit[1].findtext("testcase[@name='EIO']/failure") or "")
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_shows_its_part_and_leaves_nothing(suites: Path, monkeypatch: pytest.MonkeyPatch, how: int) -> None:
+    (suites / "scratch").mkdir()
+    monkeypatch.setattr(campaign, "_tmpfs", lambda: str(suites / "scratch"))
+    before = signal.getsignal(signal.SIGTERM)
+    watch = showing.Bar.watch
+    monkeypatch.setattr(showing.Bar, "watch", lambda *told: (watch(*told), os.kill(os.getpid(), how)))
+    code, out, err = told("run", "--suite", "slow")
+    assert (code, "slow: " in out, "interrupted" in err) == (130, True, True)
+    assert list((suites / "scratch").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_finding_that_holds_now_says_so(suites: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told("run", "--suite", "broken")
     finding, = suites.glob("chaos-findings/*.json")
