@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "COVERAGE", "VIRTUAL"))}
+ENVIRONMENT = {n: value for n, value in os.environ.items() if not n.startswith(("PYTHON", "PYTEST", "COVERAGE", "VIRTUAL"))}
 
 
 def did(directory: Path, *command: str | Path) -> str:

@@ -258,7 +258,12 @@ def test_an_interrupted_run_shows_its_part_and_leaves_nothing(suites: Path, monk
     monkeypatch.setattr(campaign, "_tmpfs", lambda: str(suites / "scratch"))
     before = signal.getsignal(signal.SIGTERM)
     watch = showing.Bar.watch
-    monkeypatch.setattr(showing.Bar, "watch", lambda *told: (watch(*told), os.kill(os.getpid(), how)))
+
+    def stopped(*told: Any) -> None:
+        watch(*told)
+        os.kill(os.getpid(), how)
+
+    monkeypatch.setattr(showing.Bar, "watch", stopped)
     code, out, err = told("run", "--suite", "slow")
     assert (code, "slow: " in out, "interrupted" in err) == (130, True, True)
     assert list((suites / "scratch").iterdir()) == []
