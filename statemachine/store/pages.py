@@ -2,7 +2,7 @@
 
 LMDB asserts what kind of page its cursor comes to, and believes what a page says of itself.  A page of zeros, as a file system
 may leave it, is none of its kinds: the next step of a cursor is SIGABRT.  So is a write to a page that gives another number as
-its own.  A node said to be longer than its page is copied from beyond the file: SIGBUS.  And keys out of their order hide others
+its own.  A value said to be longer than its pages is copied from beyond the file: SIGBUS.  And keys out of their order hide others
 from a search, which kills nobody.  Here the pages are looked at, from the root down; what records say is LMDB's part.
 """
 
@@ -34,6 +34,7 @@ _DIRTY: Final = 0x10
 _NODE: Final = struct.Struct("=HHHH")
 """A node of a branch: the number of its page in three parts of 16 bits, and the length of its key.  Of a leaf: the length of its
 value in two parts, what kind of node it is, and the length of its key."""
+_NUMBER: Final = struct.Struct("=Q")
 _NUMBER_BYTES: Final = 8
 _FREE: Final = struct.Struct("=40x6xH32xQ")
 """In a meta page: the depth of the tree of free pages, and its root."""
@@ -217,7 +218,7 @@ def _below(descriptor: int, page_bytes: int, tree: _Tree, start: bytes = b"", *,
             yield at  # LMDB answers with an error
             continue
         kind, count = flags & (_BRANCH | _LEAF), (lower - _HEAD.size) // 2
-        nodes = _nodes(page, count, upper, leaf=at.level == 1) if _HEAD.size <= lower <= upper <= page_bytes else None
+        nodes = _nodes(page, count, upper, tree.last if at.level == 1 else 0) if _HEAD.size <= lower <= upper <= page_bytes else None
         if number != at.number or kind != (_LEAF if at.level == 1 else _BRANCH) or nodes is None:
             yield at._replace(deadly=True)
         elif at.level == 1:
@@ -234,8 +235,11 @@ def _below(descriptor: int, page_bytes: int, tree: _Tree, start: bytes = b"", *,
             waiting += reversed(children[max(before, 0):])
 
 
-def _nodes(page: bytes, count: int, upper: int, *, leaf: bool) -> list[tuple[bytes, int]] | None:
-    """The keys of a page, each with the number of the page below it; None where a node is not inside the page."""
+def _nodes(page: bytes, count: int, upper: int, leaf: int) -> list[tuple[bytes, int]] | None:
+    """The keys of a page, each with the number of the page below it; None where a node is not inside the page.
+
+    `leaf` is the last page of the file where the page is a leaf, else 0: a value in pages of its own ends within the file.
+    """
     found, size = [], len(page)
     for place in struct.unpack_from(f"={count}H", page, _HEAD.size):
         if not upper <= place <= size - _NODE.size:
@@ -245,6 +249,10 @@ def _nodes(page: bytes, count: int, upper: int, *, leaf: bool) -> list[tuple[byt
         end = start + length + ((_LONG_BYTES if high & _LONG else low | middle << 16) if leaf else 0)
         if end > size or (leaf and high > _LONG):
             return None
+        if leaf and high & _LONG:
+            first, = _NUMBER.unpack_from(page, start + length)
+            if first <= leaf and first * size + _HEAD.size + (low | middle << 16) > (leaf + 1) * size:
+                return None
         found.append((page[start:start + length], low | middle << 16 | high << 32))
     return found
 

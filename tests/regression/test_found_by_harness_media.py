@@ -113,6 +113,40 @@ def test_doctor_names_a_page_that_lies_about_itself(store: Grown, tmp_path: Path
         assert any(says in problem for problem in found), found
 
 
+def test_a_value_said_to_be_longer_than_the_file_is_named_and_kills_nobody(store: Grown, tmp_path: Path) -> None:
+    """One bit of the length of an audit row that has pages of its own killed whoever read the log, and doctor (SIGBUS).
+
+    Post-mortem: of a node whose value lies elsewhere only what stands in the leaf was compared with its page.  How long the value
+    is said to be is in the leaf, too, and LMDB hands out as much from where it begins: past the end of the file, where it is a
+    gigabyte.  Found on the tracker, by a flipped bit that hits such a length once in a thousand times.
+    """
+    size, data = media.page_bytes(store.data), bytearray(store.data)
+    places = list(long_values(store))
+    assert places, "the grown store has a row that is longer than a page"
+    for leaf, place in places:
+        data[:] = store.data
+        data[place + 3] ^= 0x40
+        path = store.copy(tmp_path / "c")
+        (path / DATA).write_bytes(data)
+        with TARGET.open(path, readonly=True, **grown.settings()) as opened:
+            found = [finding.problem for finding in Checkup(opened).run()]
+            assert any("LMDB ends a process" in problem and f"comes to one: {leaf // size}" in problem for problem in found), found
+            with pytest.raises(ResetError, match="LMDB ends a process"):
+                list(opened.audit())
+
+
+def long_values(store: Grown) -> Iterator[tuple[int, int]]:
+    """Where a leaf begins, and a node of it whose value lies in pages of its own."""
+    size, data = media.page_bytes(store.data), store.data
+    for page in media.live(data):
+        start = page.number * size
+        lower = int.from_bytes(data[start + 12:start + 14], "little")
+        for at in range(start + 16, start + lower, 2) if page.kind == "leaf" else ():
+            place = start + int.from_bytes(data[at:at + 2], "little")
+            if data[place + 4] & 1:
+                yield start, place
+
+
 def test_doctor_names_pages_in_use_that_the_list_of_free_pages_has(store: Grown, tmp_path: Path) -> None:
     """A stale page of the list of free pages let the next commits overwrite records, and nothing told before.
 
