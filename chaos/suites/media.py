@@ -19,7 +19,7 @@ from statemachine import ResetError, Store
 from statemachine.errors import StoreUnavailable
 from statemachine.store.engine import DATA
 
-FLIPS: Final = 2_750
+FLIPS: Final = 2_850
 CUTS: Final = 150
 SNAPSHOTS: Final = 6
 GO_ON_EVERY: Final = 24
