@@ -48,7 +48,8 @@ class Page(NamedTuple):
     """A page of the tree, how many levels it is above the leaves (these are 1), the least key it may hold, and the end of those.
 
     `deadly`: it may end the process that comes to it.  `misleading`: its keys are not in order, so that a search goes astray.
-    `unruly`: it has flags that no page at rest has; one of them makes LMDB leave out what a commit has changed there.  An empty `end` stands for the end of the store.
+    `unruly`: it has flags that no page at rest has; one of them makes LMDB leave out what a commit has changed there.
+    An empty `end` stands for the end of the store.
     """
 
     number: int
@@ -223,7 +224,8 @@ def _below(descriptor: int, page_bytes: int, tree: _Tree, start: bytes = b"", *,
             continue
         kind, count = flags & (_BRANCH | _LEAF), (lower - _HEAD.size) // 2
         unruly = flags != kind
-        nodes = _nodes(page, count, upper, tree.last if at.level == 1 else 0) if _HEAD.size <= lower <= upper <= page_bytes else None
+        inside = _HEAD.size <= lower <= upper <= page_bytes
+        nodes = _nodes(page, count, upper, tree.last if at.level == 1 else 0) if inside else None
         if number != at.number or kind != (_LEAF if at.level == 1 else _BRANCH) or nodes is None:
             yield at._replace(deadly=True)
         elif at.level == 1:
