@@ -381,7 +381,8 @@ def _tries(session: Session, templates: Templates) -> Iterator[Try]:
 
     The short plan goes every place of the way that commits, with each kind, in modes taken in turns; of the other ways it
     takes every line, with the kinds in turns, and every opcode of a measurement, a quarter of those that are rolled back.  The
-    full plan goes everything in each mode.
+    full plan goes everything in each mode.  Those of a way and a mode are shuffled, so that a prefix has of all: a bug in the
+    commit, which comes late, is met soon.
     """
     for way in WAYS:
         for number, mode in enumerate(MODES):
@@ -395,6 +396,7 @@ def _tries(session: Session, templates: Templates) -> Iterator[Try]:
                 tries = [Try(way, mode, kinds[at % len(kinds)], place) for at, place in enumerate(lines_)][number::len(MODES)]
                 few = 1 if way == "measured" else 4
                 tries += [Try(way, mode, "KeyboardInterrupt", place) for place in looks[few * number::few * len(MODES)]]
+            random.Random(f"{session.seed}/{way}/{mode}").shuffle(tries)
             yield from tries
     for number in range(REAL_POINTS * session.times):
         yield Try("committed", "each", "KeyboardInterrupt", Place(REAL, number, 0, 0, ""))
