@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from itertools import islice
 from pathlib import Path
@@ -88,3 +89,8 @@ def test_the_short_plan_leaves_out_no_opcode_after_which_something_is_stored(tmp
         assert {one.place for one in tries if (one.way, one.place.unit) == (way, "opcode")} == {*looks}
     at_lines = {(one.place, one.kind) for one in tries if (one.way, one.place.unit) == ("committed", "line")}
     assert at_lines == {(line, kind) for line in lines for kind in KINDS}
+
+
+def test_it_says_that_it_cannot_run_on_a_python_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 12, 1))
+    assert "known for CPython 3.11" in suite().unavailable()
