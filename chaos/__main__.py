@@ -5,15 +5,22 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from typing import Annotated
 
 import typer
 
-from chaos import running
-from chaos.conform import conforming
-from chaos.model import obligations, spin, tied
-from chaos.model.obligations import Verdict
+try:
+    from chaos import running
+    from chaos.conform import conforming
+    from chaos.model import obligations, spin, tied
+    from chaos.model.obligations import Verdict
+except ModuleNotFoundError as missing:
+    if missing.name != "greenlet":
+        raise
+    sys.stderr.write("chaos: error: greenlet is not installed, which the extra brings: pip install 'resetguard[chaos]'\n")
+    raise SystemExit(2) from missing
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 

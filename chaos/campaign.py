@@ -23,12 +23,14 @@ import msgspec
 import xxhash
 
 from chaos.history import Made
-from chaos.suite import Plan, Session, Suite, Verdict
+from chaos.suite import CANNOT, Plan, Session, Suite, Verdict
 from chaos.target import Target
 
 SEND_EVERY_S: Final = 0.2
 ALIKE_MAX: Final = 3
 """Findings of one fault and promise that a worker keeps."""
+SILENT_S_MAX: Final = 600.0
+"""A worker that has not said a word for so long hangs, and is ended: no point takes as long."""
 FINDINGS_MAX: Final = 50
 """Findings of one suite that a worker keeps; what breaks more often is counted."""
 
@@ -68,6 +70,8 @@ class Ran(msgspec.Struct):
     """What one suite came to, all workers together.
 
     `digest` sums up every point with its verdict: two runs of one seed that went to their end have equal ones.
+    `untried`: the faults that this machine does not allow, each with how many points of it were left out, and why.
+    `over`: how many workers have done with it; `ended`: those of them that came to the end of its plan.
     """
 
     suite: str
@@ -77,9 +81,11 @@ class Ran(msgspec.Struct):
     unfired: int = 0
     broken: int = 0
     seconds: float = 0.0
+    over: int = 0
     ended: int = 0
     digest: int = 0
     outcomes: dict[str, dict[str, int]] = {}
+    untried: dict[str, dict[str, int]] = {}
     findings: list[Finding] = []
     unseen: list[str] = []
     trouble: str = ""
@@ -92,10 +98,10 @@ class Ran(msgspec.Struct):
         found = [f"{self.broken} of {self.fired + self.unfired} points broke a promise"] if self.broken else []
         if self.trouble:
             found.append(self.trouble)
-        if self.fired < self.floor:
+        if self.fired + sum(sum(why.values()) for why in self.untried.values()) < self.floor:
             found.append(f"{self.fired:,} faults fired, of at least {self.floor:,}")
         if self.unseen:
-            found.append(f"never seen: {', '.join(self.unseen)}")
+            found.append(f"never seen: {'; '.join(self.unseen)}")
         return found
 
 
@@ -105,11 +111,13 @@ class _Part(msgspec.Struct, omit_defaults=True):
     suite: str
     trying: str = ""
     seconds: float = 0.0
+    over: bool = False
     ended: bool = False
     digest: int = 0
     unfired: int = 0
     broken: int = 0
     counts: dict[str, dict[str, int]] = {}
+    untried: dict[str, dict[str, int]] = {}
     findings: list[Finding] = []
     trouble: str = ""
 
@@ -159,7 +167,7 @@ def run(asked: Asked, target: Target, suites: Mapping[str, Suite], watching: Wat
 def _ran(name: str, suite: Suite, asked: Asked) -> Ran:
     session = Session(Target(), asked.seed, asked.plan, Path())
     floor = suite.floor * (session.times if suite.grows else 1)
-    return Ran(name, floor, suite.unavailable(), outcomes={}, findings=[], unseen=[])
+    return Ran(name, floor, suite.unavailable(), outcomes={}, untried={}, findings=[], unseen=[])
 
 
 def _tmpfs() -> str | None:
@@ -177,13 +185,20 @@ def _judge(ran: Ran, suite: Suite, asked: Asked) -> None:
 def _parts(workers: dict[int, int], found: Mapping[str, Ran]) -> Iterator[_Part]:
     """What the workers send, until the last is gone; a death is told as the trouble of the suite it was at."""
     at = dict.fromkeys(workers, next(iter(found), ""))
+    heard = dict.fromkeys(workers, time.monotonic())
     rest = dict.fromkeys(workers, b"")
     with selectors.DefaultSelector() as selector:
         for descriptor in workers:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
-            for key, _ in selector.select():
+            ready = selector.select(SILENT_S_MAX)
+            for descriptor, child in workers.items():
+                if heard[descriptor] + SILENT_S_MAX <= time.monotonic():
+                    yield _Part(at[descriptor], trouble=f"a worker had no verdict for {SILENT_S_MAX:g} s, and was ended")
+                    os.killpg(child, signal.SIGKILL)  # with the children of its suites, so that its pipe ends
+            for key, _ in ready:
                 descriptor = int(key.fd)
+                heard[descriptor] = time.monotonic()
                 read = os.read(descriptor, 1 << 16)
                 *lines, rest[descriptor] = (rest[descriptor] + read).split(b"\n")
                 for line in lines:
@@ -201,14 +216,16 @@ def _parts(workers: dict[int, int], found: Mapping[str, Ran]) -> Iterator[_Part]
 
 
 def _add(ran: Ran, part: _Part) -> None:
-    for fault, outcomes in part.counts.items():
-        row = ran.outcomes.setdefault(fault, {})
-        for outcome, count in outcomes.items():
-            row[outcome] = row.get(outcome, 0) + count
-            ran.fired += count
+    for added, whole in ((part.counts, ran.outcomes), (part.untried, ran.untried)):
+        for fault, outcomes in added.items():
+            row = whole.setdefault(fault, {})
+            for outcome, count in outcomes.items():
+                row[outcome] = row.get(outcome, 0) + count
+    ran.fired += sum(sum(outcomes.values()) for outcomes in part.counts.values())
     ran.unfired += part.unfired
     ran.broken += part.broken
     ran.seconds = max(ran.seconds, part.seconds)
+    ran.over += part.over
     ran.ended += part.ended
     ran.digest ^= part.digest
     ran.findings += part.findings[:FINDINGS_MAX - len(ran.findings)]
@@ -225,15 +242,15 @@ class _Sender:
         self.part = self._fresh()
 
     def _fresh(self) -> _Part:
-        return _Part(self.suite, counts={}, findings=[])
+        return _Part(self.suite, counts={}, untried={}, findings=[])
 
     def add(self, verdict: Verdict, finding: Finding | None) -> None:
         """Count a verdict."""
         part = self.part
         part.trying = f"{verdict.point.fault}"
         part.digest ^= xxhash.xxh3_64_intdigest(_encode(verdict))
-        if verdict.fired:
-            row = part.counts.setdefault(verdict.point.fault, {})
+        if verdict.fired or verdict.outcome.startswith(CANNOT):
+            row = (part.counts if verdict.fired else part.untried).setdefault(verdict.point.fault, {})
             row[verdict.outcome] = row.get(verdict.outcome, 0) + 1
         else:
             part.unfired += 1
@@ -243,10 +260,11 @@ class _Sender:
         if finding is not None or time.monotonic() - self.sent > SEND_EVERY_S:
             self.send()
 
-    def send(self, *, ended: bool = False, trouble: str = "") -> None:
+    def send(self, *, over: bool = False, ended: bool = False, trouble: str = "") -> None:
         """Send what was counted since the last time."""
         self.sent = time.monotonic()
-        self.part.seconds, self.part.ended, self.part.trouble = self.sent - self.began, ended, trouble
+        self.part.seconds, self.part.trouble = self.sent - self.began, trouble
+        self.part.over, self.part.ended = over, ended
         data = _encode(self.part) + b"\n"
         while data:
             data = data[os.write(self.writing, data):]
@@ -269,6 +287,7 @@ class _Worker(NamedTuple):
         try:
             os.setpgid(0, 0)  # Ctrl-C is the parent's, which ends the whole group
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             began, weights = time.monotonic(), {name: suite.weight for name, suite in self.suites.items()}
             for name in self.suites:
                 until = None
@@ -303,9 +322,9 @@ class _Worker(NamedTuple):
                     ended = False
                     break
         except Exception as error:  # noqa: BLE001 - a bug of the suite fails the campaign, and names itself
-            sender.send(trouble=f"the suite {name} failed: {type(error).__name__}: {error}")
+            sender.send(over=True, trouble=f"the suite {name} failed: {type(error).__name__}: {error}")
         else:
-            sender.send(ended=ended)
+            sender.send(over=True, ended=ended)
 
 
 def find(suite: Suite, session: Session, asked: Asked, verdict: Verdict, *, shrink: bool) -> Finding:
@@ -315,11 +334,20 @@ def find(suite: Suite, session: Session, asked: Asked, verdict: Verdict, *, shri
     return Finding(verdict, asked.target, asked.seed, asked.plan, asked.planted, Made(session.target.name, asked.seed))
 
 
+class NoSuchPoint(Exception):
+    """The suite has no such point, as it is now."""
+
+
 def replay(finding: Finding, target: Target, suites: Mapping[str, Suite]) -> Verdict:
-    """The verdict of a finding's point, anew."""
+    """The verdict of a finding's point, anew; raises NoSuchPoint where the suite knows it no more."""
+    point = finding.verdict.point
     with tempfile.TemporaryDirectory(prefix="chaos-", dir=_tmpfs()) as scratch:
         session = Session(target, finding.seed, finding.plan, Path(scratch))
-        return suites[finding.verdict.point.suite].replay(session, finding.verdict.point)
+        try:
+            return suites[point.suite].replay(session, point)
+        except (LookupError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+            message = f"there is no point {point} for this target and version: {type(error).__name__}: {error}"
+            raise NoSuchPoint(message) from error
 
 
 def select(names: Sequence[str], known: Mapping[str, Any]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ It is loaded by every pytest of an environment that has resetguard, so nothing h
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,14 +34,24 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     name = config.getoption("--chaos-target")
     if name is None:
         return
-    from chaos import campaign  # noqa: PLC0415 - only where a target is given
-    from chaos.suites import SUITES  # noqa: PLC0415
-
+    sys.path.insert(0, str(config.invocation_params.dir))  # a target next to where pytest is called, as `python -m chaos` has it
+    try:
+        from chaos import campaign, experiment, target  # noqa: PLC0415 - only where a target is given
+        from chaos.suites import SUITES  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "greenlet":
+            raise
+        message = f"--chaos-target needs {error.name}, which the extra brings: pip install 'resetguard[chaos]'"
+        raise pytest.UsageError(message) from error
     try:
         chosen = campaign.select(config.getoption("--chaos-suite"), SUITES)
+        experiment.seconds(config.getoption("--chaos-budget"))
+        target.load(name)
     except KeyError as error:
         message = f"no chaos suite is called {error}; known: {', '.join(SUITES)}"
         raise pytest.UsageError(message) from error
+    except (target.BadTarget, experiment.BadExperiment) as error:
+        raise pytest.UsageError(str(error)) from error
     for suite in chosen:
         item = SuiteItem.from_parent(session, name=f"chaos[{suite}]", suite=suite, among=len(chosen))
         item.add_marker("chaos")
@@ -61,16 +72,11 @@ class SuiteItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the suite; SuiteBroke where a promise broke or the floor was not reached."""
-        from chaos.experiment import BadExperiment  # noqa: PLC0415 - only where a target is given
-        from chaos.running import campaigned  # noqa: PLC0415
-        from chaos.target import BadTarget  # noqa: PLC0415
+        from chaos.running import campaigned  # noqa: PLC0415 - only where a target is given
 
         option = self.config.getoption
-        try:
-            ran, saved = campaigned(self.suite, target=option("--chaos-target"), seed=option("--chaos-seed"),
-                                    plan=option("--chaos-plan"), budget=option("--chaos-budget"), among=self.among)
-        except (BadTarget, BadExperiment) as error:
-            raise pytest.UsageError(str(error)) from error
+        ran, saved = campaigned(self.suite, target=option("--chaos-target"), seed=option("--chaos-seed"),
+                                plan=option("--chaos-plan"), budget=option("--chaos-budget"), among=self.among)
         if ran.unavailable:
             pytest.skip(ran.unavailable)
         if ran.failures:

@@ -10,17 +10,22 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
-from chaos.campaign import Asked, Ran
+from chaos.campaign import Asked, Finding, Ran
 from chaos.history import Made
 
 
 class Report(NamedTuple):
-    """A campaign that is over: what was asked, what made it, what each suite came to, and how long it took."""
+    """A campaign that is over: what was asked, what made it, what each suite came to, how long it took, where findings lie."""
 
     asked: Asked
     made: Made
     ran: Sequence[Ran]
     seconds: float
+    saved: Sequence[tuple[Finding, str]] = ()
+
+    def command(self, finding: Finding) -> str:
+        """What replays a finding; "" for one that was not written down."""
+        return next((f"python -m chaos replay {path}" for one, path in self.saved if one is finding), "")
 
     @property
     def passed(self) -> bool:
@@ -53,11 +58,15 @@ def write_junit(path: Path, report: Report) -> None:
             ET.SubElement(whole, "failure", message="; ".join(one.failures))
         broken: dict[str, list[str]] = {}
         for finding in one.findings:
-            broken.setdefault(finding.verdict.point.fault, []).extend(finding.verdict.violations)
+            told = (*finding.verdict.violations, f"at {finding.verdict.point}", report.command(finding))
+            broken.setdefault(finding.verdict.point.fault, []).extend(filter(None, told))
         for fault in sorted(one.outcomes):
             case = ET.SubElement(suite, "testcase", classname=f"chaos.{one.suite}", name=fault)
             if fault in broken:
                 ET.SubElement(case, "failure", message=_xml(broken[fault][0])).text = _xml("\n".join(broken[fault]))
+        for fault, why in sorted(one.untried.items()):
+            case = ET.SubElement(suite, "testcase", classname=f"chaos.{one.suite}", name=f"{fault} where it cannot be tried")
+            ET.SubElement(case, "skipped", message="; ".join(why))
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
         suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
@@ -76,7 +85,7 @@ STYLE: Final = """
 body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:70rem}
 h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .3rem}
 p{margin:.3rem 0}.bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+.wide{overflow-x:auto}table{border-collapse:separate;border-spacing:0;font-size:.9rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:Canvas}
 thead th{font-weight:600;max-width:9rem}code{font-size:.85rem;overflow-wrap:anywhere}
@@ -86,10 +95,10 @@ li{margin:.4rem 0}
 
 def write_html(path: Path, report: Report) -> None:
     """One page, without scripts, fonts or pictures from elsewhere."""
-    asked, made, ran, seconds = report
+    asked, made, ran, seconds = report.asked, report.made, report.ran, report.seconds
     fired, broken = sum(one.fired for one in ran), sum(one.broken for one in ran)
     verdict = "<span class=good>passed</span>" if report.passed else "<span class=bad>failed</span>"
-    body = "".join(_section(one) for one in ran)
+    body = "".join(_section(one, report) for one in ran)
     told = html.escape(f"{made.target}, plan {asked.plan}, seed {asked.seed}, resetguard {made.resetguard or 'from a checkout'}, "
                        f"LMDB binding {made.lmdb}, Python {made.python}")
     path.write_text(
@@ -99,12 +108,13 @@ def write_html(path: Path, report: Report) -> None:
         encoding="utf-8")
 
 
-def _section(one: Ran) -> str:
+def _section(one: Ran, report: Report) -> str:
     title = f"<h2 id='{html.escape(one.suite)}'>{html.escape(one.suite)}</h2>"
     if one.unavailable:
         return f"{title}<p class=bad>Not run: {html.escape(one.unavailable)}</p>"
     told = f"<p>{one.fired:,} faults, at least {one.floor:,} asked for, {one.broken:,} broke a promise, {one.seconds:.0f} s.</p>"
-    failures = "".join(f"<p class=bad>{html.escape(failure)}</p>" for failure in one.failures)
+    untried = [f"not tried: {fault}: {'; '.join(why)}" for fault, why in sorted(one.untried.items())]
+    failures = "".join(f"<p class=bad>{html.escape(failure)}</p>" for failure in (*one.failures, *untried))
     columns = sorted({outcome for outcomes in one.outcomes.values() for outcome in outcomes})
     head = "".join(f"<th scope=col>{html.escape(column)}</th>" for column in columns)
     rows = "".join(
@@ -114,5 +124,6 @@ def _section(one: Ran) -> str:
     table = (f"<div class=wide tabindex=0 role=region aria-label='{html.escape(one.suite)}'><table>"
              f"<thead><tr><th scope=col>fault</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>") if rows else ""
     found = "".join(f"<li>{html.escape(str(f.verdict.point))}<br>" + "<br>".join(
-        f"<code>{html.escape(v)}</code>" for v in f.verdict.violations[:3]) for f in one.findings)
+        f"<code>{html.escape(v)}</code>" for v in filter(None, (*f.verdict.violations[:3], report.command(f))))
+        for f in one.findings)
     return title + told + failures + table + (f"<ul>{found}</ul>" if found else "")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -90,14 +92,16 @@ def run(  # noqa: PLR0913 - each is an option
         wanted, suites = load(said.target), _made()
         asked = Asked(_chosen(said.suites), said.seed, said.plan, said.target or "", experiment.seconds(said.budget),
                       workers or len(os.sched_getaffinity(0)), plant or "")
+        _require_places(findings, json, junit, html)
         steady = _Steady(said, wanted)
         steady.require("before")
         began = time.monotonic()
         with _planted(asked.planted), _quiet():
             ran, whole = _watched(asked, wanted, suites)
         seconds = time.monotonic() - began
-        _show(ran, findings, seconds)
-        whole_of = reports.Report(asked, Made(wanted.name, asked.seed), ran, seconds)
+        saved = [(finding, str(_save(findings, finding))) for one in ran for finding in one.findings[:SAVED_MAX]]
+        _show(ran, saved, seconds)
+        whole_of = reports.Report(asked, Made(wanted.name, asked.seed), ran, seconds, saved)
         for path, write in ((json, reports.write_json), (junit, reports.write_junit), (html, reports.write_html)):
             if path is not None:
                 write(path, whole_of)
@@ -112,7 +116,7 @@ def run(  # noqa: PLR0913 - each is an option
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A finding that `run` wrote.")],
 ) -> None:
-    """Do one finding again; exits with 1 when the promise breaks again, with 0 when it holds now.
+    """Do one finding again; exits with 1 when the promise breaks again or the fault does not fire, with 0 when it holds now.
 
     Example: python -m chaos replay chaos-findings/power-0123456789abcdef.json
     """
@@ -125,12 +129,18 @@ def replay(
         suites, point = _made(), finding.verdict.point
         _chosen((point.suite,))
         with _planted(finding.planted), _quiet():
-            verdict = campaign.replay(finding, load(finding.target or None), suites)
+            try:
+                verdict = campaign.replay(finding, load(finding.target or None), suites)
+            except campaign.NoSuchPoint as error:
+                message = f"{file}: {error}; replay it with what its `made` names, or run the campaign again"
+                raise BadExperiment(message) from error
         showing.OUT.print(Text(str(point)))
-        showing.OUT.print(Text(f"  outcome: {verdict.outcome}{'' if verdict.fired else ' (the fault did not fire)'}"))
+        showing.OUT.print(Text(f"  outcome: {verdict.outcome}"))
         for violation in verdict.violations:
             showing.OUT.print(Text(f"  {violation}", style="red"))
-        if verdict.violations:
+        if not verdict.fired:
+            showing.OUT.print(Text("  the fault did not fire, so nothing was tried", style="red"))
+        if verdict.violations or not verdict.fired:
             raise typer.Exit(BROKEN)
         showing.OUT.print("  every promise holds")
 
@@ -144,7 +154,7 @@ def canaries(
 
     Exits with 1 where a bug was not found within 60 s, or by another promise alone.
 
-    Example: python -m chaos canaries ack-before-commit
+    Example: python -m chaos canaries "told before the commit"
     """
     with _errors(), _quiet():
         for bug in name or ():
@@ -210,17 +220,19 @@ def _watched(asked: Asked, target: Target, suites: dict[str, Suite]) -> tuple[li
         seen[:] = ran
         bar.watch(ran, trying)
 
-    with showing.Bar(showing.ERR, asked.budget_s) as bar:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a CI cancels: nothing may be left behind then, too
+    with showing.Bar(showing.ERR, asked.budget_s, asked.workers) as bar:
         try:
             return campaign.run(asked, target, suites, watching), True
         except KeyboardInterrupt:
             return seen, False
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
-def _show(ran: list[Ran], directory: Path, seconds: float) -> None:
+def _show(ran: list[Ran], saved: list[tuple[Finding, str]], seconds: float) -> None:
     for part in showing.matrix(ran, showing.OUT.width):
         showing.OUT.print(part)
-    saved = [(finding, str(_save(directory, finding))) for one in ran for finding in one.findings[:SAVED_MAX]]
     showing.OUT.print(showing.findings(saved))
     fired, broken = sum(one.fired for one in ran), sum(one.broken for one in ran)
     word = "FAILED" if any(one.failures for one in ran) else "passed"
@@ -228,6 +240,24 @@ def _show(ran: list[Ran], directory: Path, seconds: float) -> None:
     for one in ran:
         if one.unavailable:
             showing.ERR.print(Text(f"chaos: the suite {one.suite} was NOT RUN: {one.unavailable}", style="red"))
+        for fault in sorted(one.untried):
+            why = "; ".join(one.untried[fault])
+            showing.ERR.print(Text(f"chaos: the fault {fault} of {one.suite} was NOT TRIED: {why}", style="red"))
+
+
+def _require_places(findings: Path, *files: Path | None) -> None:
+    """What a campaign of minutes finds must not be lost at its end; raises OSError for a place that cannot be written."""
+    for path in filter(None, files):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    for path in (findings, *filter(None, files)):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if path is findings and not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _save(directory: Path, finding: Finding) -> Path:
@@ -267,7 +297,7 @@ def _chosen(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _known(what: str, name: str, known: Any) -> None:
     if name not in known:
-        message = f"no {what} is called {name!r}; known: {', '.join(known)}"
+        message = f"no {what} is called {name!r}; known: {'; '.join(known) if what == 'bug' else ', '.join(known)}"
         raise BadExperiment(message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -17,16 +18,18 @@ from chaos.suite import Suite
 
 OUT: Final = Console(highlight=False, emoji=False)
 ERR: Final = Console(stderr=True, highlight=False, emoji=False)
-NARROW: Final = 60
-OUTCOMES_WIDE: Final = 6
+GAP: Final = 2
+FAULT_WIDE_MIN: Final = 26
+"""A fault's name may go over lines of no fewer characters; below that the outcomes are a list and no table."""
 FINDINGS_SHOWN: Final = 5
 
 
 class Bar:
     """The progress of a campaign on standard error: a bar on a terminal, else a line as each suite ends."""
 
-    def __init__(self, console: Console, budget_s: float | None = None) -> None:
+    def __init__(self, console: Console, budget_s: float | None = None, workers: int = 1) -> None:
         self._console = console
+        self._workers = workers
         self._budget_s = budget_s
         self._began = time.monotonic()
         self._told: set[str] = set()
@@ -58,7 +61,7 @@ class Bar:
             self._progress.update(self._task, completed=done, description=now.suite, trying=shown)
         elif self._progress is None:
             for one in able:
-                if one.seconds and one is not now and one.suite not in self._told:
+                if one.over == self._workers and one.suite not in self._told:
                     self._told.add(one.suite)
                     self._console.print(f"{one.suite}: {one.fired:,} faults, {one.broken} broke a promise", markup=False)
 
@@ -86,8 +89,9 @@ def matrix(ran: Sequence[Ran], width: int) -> Iterator[RenderableType]:
     for one in ran:
         yield Text(f"{one.suite}: {_summary(one)}", style="bold")
         if one.outcomes:
-            columns = sorted({outcome for outcomes in one.outcomes.values() for outcome in outcomes})
-            yield _wide(one, columns) if width > NARROW and len(columns) <= OUTCOMES_WIDE else _narrow(one)
+            yield _wide(one, width) or _narrow(one)
+        for fault, why in sorted(one.untried.items()):
+            yield Text(f"  NOT TRIED: {fault}: " + "; ".join(f"{count} {reason}" for reason, count in why.items()), style="red")
         for failure in one.failures:
             yield Text(f"  FAILED: {failure}", style="red")
         yield Text("")
@@ -100,13 +104,24 @@ def _summary(one: Ran) -> str:
     return f"{one.fired:,} faults{unfired}, {one.broken:,} broke a promise, {one.seconds:.0f} s"
 
 
-def _wide(one: Ran, columns: list[str]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("fault", overflow="fold")
+def _wide(one: Ran, width: int) -> RenderableType | None:
+    """A table of outcomes in columns; None where a word of it would have to be broken."""
+    columns = sorted({outcome for outcomes in one.outcomes.values() for outcome in outcomes})
+    counts = {c: [f"{outcomes[c]:,}" if c in outcomes else "" for _, outcomes in sorted(one.outcomes.items())] for c in columns}
+    widths = {c: max(map(len, (*c.split(), *counts[c]))) for c in columns}
+    longest = max(map(len, ("fault", *one.outcomes)))
+    words = max(len(word) for fault in ("fault", *one.outcomes) for word in fault.split())
+    left = min(longest, width - sum(wide + GAP for wide in widths.values()))
+    if left < max(words, min(longest, FAULT_WIDE_MIN)):
+        return None
+    for _ in range(width - left - sum(wide + GAP for wide in widths.values())):  # what is left makes the tallest heading lower
+        widths[max(columns, key=lambda c: len(textwrap.wrap(c, widths[c])))] += 1
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), collapse_padding=True)
+    table.add_column("fault", width=left)
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    for fault, outcomes in sorted(one.outcomes.items()):
-        table.add_row(Text(fault), *(f"{outcomes[c]:,}" if c in outcomes else "" for c in columns))
+        table.add_column(Text(column), justify="right", width=widths[column])
+    for number, fault in enumerate(sorted(one.outcomes)):
+        table.add_row(Text(fault), *(counts[c][number] for c in columns))
     return table
 
 
@@ -115,7 +130,7 @@ def _narrow(one: Ran) -> RenderableType:
     table.add_column(overflow="fold")
     table.add_column(justify="right")
     for fault, outcomes in sorted(one.outcomes.items()):
-        table.add_row(Text(fault, style="bold"), f"{sum(outcomes.values()):,}")
+        table.add_row(Text(fault, style="bold"), Text(f"{sum(outcomes.values()):,}", style="bold"))
         for outcome, count in sorted(outcomes.items()):
             table.add_row(Text(f"  {outcome}"), f"{count:,}")
     return table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -17,6 +17,8 @@ from chaos.target import Target
 Plan = Literal["short", "full"]
 PLANS: dict[Plan, int] = {"short": 1, "full": 10}
 """Each plan with how many times the points of the short one it tries."""
+CANNOT: Final = "cannot "
+"""So begins the outcome of a point that this machine does not allow to be tried, and the reason follows: it is said loudly."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -36,7 +38,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `outcome` is a column of the survival matrix, a few words: "rolled back", "told in doubt, had landed", "refused to open".
     `violations` name each broken promise; none means that the library survived.  `fired` is false where the fault was
-    never met: such a point counts for nothing, and a suite whose points do not fire fails by its floor.
+    never met: such a point counts for nothing, and a suite whose points do not fire fails by its floor.  Where the machine
+    does not allow it, the outcome begins with `CANNOT`.
     """
 
     point: Point

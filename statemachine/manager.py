@@ -369,19 +369,19 @@ class ResetManager:
         return Situation(state, run, pin_state, head.reset_us)
 
     def run_decided(  # noqa: PLR0913 - the parts of one decision
-        self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any, now: Now,
+        self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, situation: Situation, now: Now,
     ) -> ResetTransaction:
-        """Carry out a decided reset inside a batch's draft; `result` tells how it went, `head` and `state` what stands then.
+        """Carry out what was decided in `situation`, in a batch's draft; `result`, `head` and `state` tell what stands then.
 
         A refusal or a failure is no exception here: its outcome is in the draft, and durable with it.  So is that of a reset
         which the rollout holds back.
         """
-        user = incoming.measurement.user
+        user, state = incoming.measurement.user, situation.state
         attempt = Attempt(user, decision.kind, "", "policy", decision.explain, incoming.key[-20:].hex(), now,
                           event_us=incoming.reading.at_us)
 
         def carry_out(tx: ResetTransaction) -> None:
-            plan = self._plan(draft, decision, incoming, head, state)
+            plan = self._plan(draft, decision, incoming, situation)
             self._carry_out(tx, decision.kind, plan, incoming)
             tx.run_since_us = tx.at_us
             tx.commit()
@@ -413,12 +413,12 @@ class ResetManager:
         own = admit(draft.breaker(user), self.context.breaker, now, user.decode())
         return "probe" in (own.verdict, admit(draft.breaker(b""), self.context.global_breaker, now, "").verdict)
 
-    def _plan(self, draft: Draft, decision: Decision, incoming: Incoming, head: Head | None, state: Any) -> Plan:
+    def _plan(self, draft: Draft, decision: Decision, incoming: Incoming, situation: Situation) -> Plan:
+        """What a decision stands for, by the run and the pin it was made from: another process may have changed both since."""
         user = user_key(incoming.measurement.user)
         own = (incoming.key, identities.identity(incoming.measurement, incoming.reading, incoming.origin, HELD))
         if decision.start == "reading":
-            return Plan((incoming.key, incoming.reading), state, (own,))
-        situation = self.situation(draft, head, state, user, incoming.reading.at_us)
+            return Plan((incoming.key, incoming.reading), situation.state, (own,))
         evidence = (*situation.run, incoming.reading)[decision.run_from:]
         since_us = self.store.estimator.at_us(situation.pin) if decision.start == "pin" else evidence[0].at_us - 1
         members = [(key, kept) for key, kept in draft.identities(user, since_us) if identities.is_evidence(kept)]
@@ -428,7 +428,7 @@ class ResetManager:
             return Plan(None, situation.pin, tuple(members), evidence)
         first = next(i for i, (_, kept) in enumerate(members) if kept.disposition == HELD)
         key, kept = members[first]
-        return Plan((key, identities.reading_of(key, user, kept)), state, tuple(members), evidence)
+        return Plan((key, identities.reading_of(key, user, kept)), situation.state, tuple(members), evidence)
 
     def _carry_out(self, tx: ResetTransaction, kind: str, plan: Plan, incoming: Incoming) -> None:
         estimator, user = self.store.estimator, user_key(incoming.measurement.user)

@@ -30,7 +30,7 @@ from statemachine.errors import (
 )
 from statemachine.gate import why_kept
 from statemachine.manager import Incoming, ResetManager
-from statemachine.policy import Decision
+from statemachine.policy import Decision, Situation
 from statemachine.state import Measured, Reading, user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, record
@@ -275,7 +275,7 @@ class Processor:
         decision = self.manager.decide(situation, incoming, unfit)
         if decision.action == "hold":
             return self._hold(batch, incoming, decision)
-        return self._reset(batch, user, incoming, decision)
+        return self._reset(batch, user, incoming, decision, situation)
 
     def _stepped(self, before: Any, reading: Reading) -> tuple[Any, str]:
         """The state after a reading, and why it may not be accepted all the same, "" where it may."""
@@ -336,11 +336,11 @@ class Processor:
         status = "late" if disposition == LATE else "quarantined"
         return Outcome(status, name, reason, reset, before.head.version if before.head else 0, nis)
 
-    def _reset(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision) -> Outcome:
+    def _reset(self, batch: _Batch, user: _User, incoming: Incoming, decision: Decision, situation: Situation) -> Outcome:
         key, name = user_key(incoming.measurement.user), incoming.measurement.user
         if not batch.alone and self.manager.would_probe(batch.draft, key, batch.now()):
             raise _NeedsOwnCommit  # a probe is leased by a commit before it runs
-        tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, user.state, batch.now())
+        tx = self.manager.run_decided(batch.draft, decision, incoming, user.head, situation, batch.now())
         if tx.result is None or tx.result.outcome != "committed":
             return self._fall_back(batch, user, incoming, decision, tx.result)
         last_us = max(user.last_us, incoming.reading.at_us, tx.at_us)

@@ -49,7 +49,10 @@ def own_mounts() -> None:
         if _LIBC.unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0:
             raise CannotMount(os.strerror(ctypes.get_errno()))
         for name, content in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-            Path(f"/proc/self/{name}").write_text(content, encoding="ascii")
+            try:
+                Path(f"/proc/self/{name}").write_text(content, encoding="ascii")
+            except OSError as error:  # Ubuntu lets anybody make such a name space, and nobody be root in it
+                raise CannotMount(error.strerror) from error
     if _LIBC.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC_PRIVATE), None) != 0:
         raise CannotMount(os.strerror(ctypes.get_errno()))
 
@@ -89,6 +92,13 @@ def limited(what: int, most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(what, (soft, hard))
+
+
+def hushed() -> None:
+    """From now on this process writes no errors: LMDB tells there, amid a progress bar, of which assertion it dies."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def descriptors_used() -> int:
@@ -183,6 +193,3 @@ class JumpingClock:
     def settle(self) -> None:
         """Somebody has set it right."""
         self._by_us = 0
-
-
-__all__ = ["CannotMount", "JumpingClock", "Readers", "SmallDisk", "descriptors_used", "few_descriptors", "limited", "own_mounts"]

@@ -159,19 +159,21 @@ class Strike:
         self.place = place
         self._act = act
         self.fired = False
-        self._calls = 0
         self._events = 0
 
     def run(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises, or what `act` does."""
-        return _traced(work, self._entered)
+        calls, wanted, opcodes, event = -1, self.place.call, self.place.unit == "opcode", self._event
 
-    def _entered(self, frame: FrameType, _event: str, _: Any) -> Callable[[FrameType, str, Any], Any] | None:
-        number, self._calls = self._calls, self._calls + 1
-        if number != self.place.call:
-            return None
-        frame.f_trace_opcodes = self.place.unit == "opcode"
-        return self._event
+        def entered(frame: FrameType, _event: str, _: Any) -> Callable[[FrameType, str, Any], Any] | None:  # at each call
+            nonlocal calls
+            calls += 1
+            if calls != wanted:
+                return None
+            frame.f_trace_opcodes = opcodes
+            return event
+
+        return _traced(work, entered)
 
     def _event(self, frame: FrameType, event: str, _: Any) -> Callable[[FrameType, str, Any], Any]:
         if event == self.place.unit:

@@ -11,7 +11,7 @@ import msgspec
 
 from chaos import grown, served, watched
 from chaos.checker import judge
-from chaos.faults import foreign, media
+from chaos.faults import foreign, limits, media
 from chaos.grown import Grown
 from chaos.history import Told
 from chaos.suite import Point, Session, Verdict
@@ -19,7 +19,7 @@ from statemachine import ResetError, Store
 from statemachine.errors import StoreUnavailable
 from statemachine.store.engine import DATA
 
-FLIPS: Final = 2_750
+FLIPS: Final = 2_850
 CUTS: Final = 150
 SNAPSHOTS: Final = 6
 GO_ON_EVERY: Final = 24
@@ -124,6 +124,7 @@ class Media:
 
     def _judged(self, bed: Bed, mine: list[tuple[int, Point]]) -> Iterator[Verdict]:
         def work(item: tuple[int, Point]) -> Judged:
+            limits.hushed()
             signal.alarm(SECONDS_MAX)
             number, point = item
             fault, where, go_on = point.fault, point.where[:-1], point.where[-1]
@@ -250,6 +251,7 @@ def go_on_with(bed: Bed, found: Judged, hit: list[media.Live], *, in_data: bool,
 def after_death(bed: Bed, point: Point, died: watched.Died) -> Judged:
     """A death is as documented where doctor, which must not die itself, names a page that ends a process."""
     def ask(_: None) -> bool:
+        limits.hushed()
         signal.alarm(SECONDS_MAX)
         bed.used()
         bed.damage(point.fault, point.where[:-1])

@@ -17,7 +17,7 @@ from chaos.checker import judge
 from chaos.faults import limits
 from chaos.grown import Grown
 from chaos.history import Event, Told
-from chaos.suite import Point, Session, Verdict
+from chaos.suite import CANNOT, Point, Session, Verdict
 from chaos.target import Target
 from chaos.workload import PRESENT_US, Client, Op
 from statemachine import ResetError, Store, StoreLimits
@@ -106,14 +106,14 @@ class Resources:
             try:
                 return examine(SCENES[point.fault](session.target, found, path, point.where))
             except limits.CannotMount as error:
-                return Judged(f"cannot mount: {error}")
+                return Judged(f"{CANNOT}mount a disk of its own: {error}")
 
         for _, judged in watched.each([None], work):
             if isinstance(judged, watched.Died):
                 return Verdict(point, "died", (f"alive: {judged}",))
             done = msgspec.convert(judged, Judged)
             return Verdict(point, done.outcome, tuple(done.violations),
-                           fired=done.outcome != NOT_MET and not done.outcome.startswith("cannot"))
+                           fired=done.outcome != NOT_MET and not done.outcome.startswith(CANNOT))
         return Verdict(point, NOT_MET, fired=False)
 
 

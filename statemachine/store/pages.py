@@ -2,8 +2,8 @@
 
 LMDB asserts what kind of page its cursor comes to, and believes what a page says of itself.  A page of zeros, as a file system
 may leave it, is none of its kinds: the next step of a cursor is SIGABRT.  So is a write to a page that gives another number as
-its own.  A node said to be longer than its page is copied from beyond the file: SIGBUS.  And keys out of their order hide others
-from a search, which kills nobody.  Here the pages are looked at, from the root down; what records say is LMDB's part.
+its own.  A value said to be longer than its pages is copied from beyond the file: SIGBUS.  Keys out of their order, which hide
+others from a search, kill nobody.  Here the pages are looked at, from the root down; what records say is LMDB's part.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _DIRTY: Final = 0x10
 _NODE: Final = struct.Struct("=HHHH")
 """A node of a branch: the number of its page in three parts of 16 bits, and the length of its key.  Of a leaf: the length of its
 value in two parts, what kind of node it is, and the length of its key."""
+_NUMBER: Final = struct.Struct("=Q")
 _NUMBER_BYTES: Final = 8
 _FREE: Final = struct.Struct("=40x6xH32xQ")
 """In a meta page: the depth of the tree of free pages, and its root."""
@@ -47,6 +48,7 @@ class Page(NamedTuple):
     """A page of the tree, how many levels it is above the leaves (these are 1), the least key it may hold, and the end of those.
 
     `deadly`: it may end the process that comes to it.  `misleading`: its keys are not in order, so that a search goes astray.
+    `unruly`: it has flags that no page at rest has; one of them makes LMDB leave out what a commit has changed there.
     An empty `end` stands for the end of the store.
     """
 
@@ -56,6 +58,7 @@ class Page(NamedTuple):
     end: bytes = b""
     deadly: bool = False
     misleading: bool = False
+    unruly: bool = False
 
     def is_for(self, key: bytes) -> bool:
         """Whether a search for `key` comes by this page."""
@@ -72,19 +75,21 @@ def check(engine: Engine, start: bytes = b"", stop: bytes = b"") -> list[str]:
     """Raise StoreCorrupt, naming them, where pages would end the process that reads start <= key < stop; else as `deadly`.
 
     Without `stop` to the end of the store.  Some 20 us a page; call it before a reading that goes through many of them.
-    Returns in words what else is wrong with them: keys out of order, and, where all of the store is looked at, a list of free
-    pages that names some in use.
+    Returns in words what else is wrong with them: keys out of order, flags that no page has, and, where all of the store is
+    looked at, a list of free pages that names some in use.
     """
     found: list[int] = []
     astray: list[int] = []
+    unruly: list[int] = []
     used: set[int] = set()
     try:
         for page in walk(engine, start, stop):
             used.add(page.number)
             if page.deadly:
                 found.append(page.number)
-            elif page.misleading:
-                astray.append(page.number)
+            else:
+                astray += [page.number] if page.misleading else []
+                unruly += [page.number] if page.unruly else []
             if len(found) > NAMED_MAX:
                 break
         free = "" if found or start or stop else _free_list(engine, used)
@@ -96,7 +101,8 @@ def check(engine: Engine, start: bytes = b"", stop: bytes = b"") -> list[str]:
                    f"comes to one: {_named(found)}; restore the store from a backup")
         raise StoreCorrupt(message)
     hides = f"the keys of pages {_named(astray)} are not in order, so that records cannot be found that are there"
-    return [*([hides] if astray else []), *([free] if free else [])]
+    loses = f"pages {_named(unruly)} carry flags of no page at rest: whoever writes may lose what lies on them"
+    return [*([hides] if astray else []), *([loses] if unruly else []), *([free] if free else [])]
 
 
 def check_way(engine: Engine, key: bytes) -> None:
@@ -172,7 +178,7 @@ def _free_list(engine: Engine, used: set[int]) -> str:
         free: set[int] = set()
         for at in _below(descriptor, page_bytes, tree):
             page = os.pread(descriptor, page_bytes, at.number * page_bytes)
-            listed = None if at.deadly or at.misleading else _listed(descriptor, page)
+            listed = None if at.deadly or at.misleading or at.unruly else _listed(descriptor, page)
             if listed is None or not all(1 < number <= tree.last for number in listed):
                 return f"page {at.number} of the list of free pages was overwritten, and whoever writes may overwrite records"
             free.update(listed)
@@ -205,8 +211,8 @@ def _below(descriptor: int, page_bytes: int, tree: _Tree, start: bytes = b"", *,
     waiting, seen = [Page(tree.root, tree.depth, b"")] if tree.depth else [], 0
     while waiting:
         at = waiting.pop()
-        if not 1 < at.number <= tree.last or (only and not at.is_for(start)):
-            continue  # LMDB says that it is not there
+        if at.number > tree.last or (only and not at.is_for(start)):
+            continue  # LMDB says that it is not there; not so of a meta page, which is no leaf and no branch
         seen += 1
         if seen > tree.last:
             message = "the pages of the data file lead in a circle; restore the store from a backup"
@@ -217,25 +223,30 @@ def _below(descriptor: int, page_bytes: int, tree: _Tree, start: bytes = b"", *,
             yield at  # LMDB answers with an error
             continue
         kind, count = flags & (_BRANCH | _LEAF), (lower - _HEAD.size) // 2
-        nodes = _nodes(page, count, upper, leaf=at.level == 1) if _HEAD.size <= lower <= upper <= page_bytes else None
+        unruly = flags != kind
+        inside = _HEAD.size <= lower <= upper <= page_bytes
+        nodes = _nodes(page, count, upper, tree.last if at.level == 1 else 0) if inside else None
         if number != at.number or kind != (_LEAF if at.level == 1 else _BRANCH) or nodes is None:
             yield at._replace(deadly=True)
         elif at.level == 1:
-            yield at._replace(misleading=not _in_order([key for key, _ in nodes], at))
+            yield at._replace(misleading=not _in_order([key for key, _ in nodes], at), unruly=unruly)
         elif count < _CHILDREN_MIN:
             yield at._replace(deadly=True)
         else:
             keys = [key for key, _ in nodes[1:]]  # the first has none of its own
-            if not _in_order(keys, at):
-                yield at._replace(misleading=True)
+            if unruly or not _in_order(keys, at):
+                yield at._replace(misleading=not _in_order(keys, at), unruly=unruly)
             bounds = [at.first, *keys, at.end]
             children = [Page(child, at.level - 1, bounds[n], bounds[n + 1]) for n, (_, child) in enumerate(nodes)]
             before = sum(child.first <= start for child in children) - 2  # the last of these has `start`, one is beside it
             waiting += reversed(children[max(before, 0):])
 
 
-def _nodes(page: bytes, count: int, upper: int, *, leaf: bool) -> list[tuple[bytes, int]] | None:
-    """The keys of a page, each with the number of the page below it; None where a node is not inside the page."""
+def _nodes(page: bytes, count: int, upper: int, leaf: int) -> list[tuple[bytes, int]] | None:
+    """The keys of a page, each with the number of the page below it; None where a node is not inside the page.
+
+    `leaf` is the last page of the file where the page is a leaf, else 0: a value in pages of its own ends within the file.
+    """
     found, size = [], len(page)
     for place in struct.unpack_from(f"={count}H", page, _HEAD.size):
         if not upper <= place <= size - _NODE.size:
@@ -245,6 +256,10 @@ def _nodes(page: bytes, count: int, upper: int, *, leaf: bool) -> list[tuple[byt
         end = start + length + ((_LONG_BYTES if high & _LONG else low | middle << 16) if leaf else 0)
         if end > size or (leaf and high > _LONG):
             return None
+        if leaf and high & _LONG:
+            first, = _NUMBER.unpack_from(page, start + length)
+            if first <= leaf and first * size + _HEAD.size + (low | middle << 16) > (leaf + 1) * size:
+                return None
         found.append((page[start:start + length], low | middle << 16 | high << 32))
     return found
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from chaos.faults.tracing import Place
 from chaos.planted import PLANTED
 from chaos.suite import Session, Suite
 from chaos.suites import SUITES
-from chaos.suites.interrupts import Templates, Try
+from chaos.suites.interrupts import KINDS, Templates, Try, _tries
 from chaos.target import Target
 from statemachine.store.engine import Engine
 
@@ -70,3 +73,24 @@ def test_a_lock_left_taken_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         found = [v for p in looks if p.call == place.call
                  for v in templates.verdicts([Try("committed", "each", "KeyboardInterrupt", p)])]
     assert any(what.startswith("hangs: ") for verdict in found for what in verdict.violations)
+
+
+def test_the_short_plan_leaves_out_no_opcode_after_which_something_is_stored(tmp_path: Path) -> None:
+    """Nor a kind of exception at a line of the way that commits; whatever the mode."""
+    lines = [Place("line", 0, number, 0, "") for number in range(7)]
+    looks = [Place("opcode", 0, number, 0, "") for number in range(9)]
+
+    class Listed:
+        def places(self, *_: object) -> tuple[list[Place], list[Place]]:
+            return lines, looks
+
+    tries = list(_tries(Session(Target(), 1, "short", tmp_path), cast("Any", Listed())))
+    for way in ("committed", "measured"):
+        assert {one.place for one in tries if (one.way, one.place.unit) == (way, "opcode")} == {*looks}
+    at_lines = {(one.place, one.kind) for one in tries if (one.way, one.place.unit) == ("committed", "line")}
+    assert at_lines == {(line, kind) for line in lines for kind in KINDS}
+
+
+def test_it_says_that_it_cannot_run_on_a_python_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 12, 1))
+    assert "known for CPython 3.11" in suite().unavailable()

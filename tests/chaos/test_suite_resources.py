@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chaos.planted import PLANTED
+from chaos.suite import CANNOT
 from chaos.suites import resources
 from chaos.suites.resources import NOT_MET, Resources
 from tests.chaos.suites import TARGETS, broken, session, some
@@ -40,7 +41,7 @@ def test_what_was_lacking_and_is_back_leaves_no_trace(
     assert broken(verdicts) == []
     met = Counter(verdict.point.fault for verdict in verdicts if verdict.fired)
     assert set(met) >= {"small map", "file size", "descriptors", "readers", "clock"}
-    if not any(verdict.outcome.startswith("cannot mount") for verdict in verdicts):
+    if not any(verdict.outcome.startswith(CANNOT) for verdict in verdicts):
         assert met["full disk"] > 0
     assert {verdict.outcome for verdict in verdicts} >= Resources.witnesses
 

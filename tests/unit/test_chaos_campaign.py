@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from chaos import campaign, running
+from chaos import campaign, running, showing
 from chaos.__main__ import app
 from chaos.campaign import Asked, Ran
-from chaos.planted import Planted
+from chaos.planted import PLANTED, Planted
 from chaos.suite import Point, Verdict
 from chaos.target import Target
 
@@ -45,7 +47,7 @@ class Sure:
             yield self.replay(session, Point(self.name, "EIO" if number % 2 else "ENOSPC", [session.seed, number]))
 
     def replay(self, session: Session, point: Point) -> Verdict:
-        number = point.where[1]
+        number = point.where[1] + {"EIO": 0, "ENOSPC": 0}[point.fault]
         return Verdict(point, "rolled back" if number % 3 else "went on", self.broken if number == 77 else (), number % 10 != 0)
 
 
@@ -75,6 +77,25 @@ class Raising(Sure):
         raise KeyError(message)
 
 
+class Hanging(Sure):
+    name = "hanging"
+
+    def run(self, session: Session) -> Iterator[Verdict]:
+        yield from super().run(session)
+        if session.share == 0:
+            time.sleep(60)
+
+
+class Partly(Sure):
+    name = "partly"
+
+    def replay(self, session: Session, point: Point) -> Verdict:
+        found = super().replay(session, point)
+        if point.fault == "ENOSPC" and found.fired:
+            return Verdict(point, "cannot fill a disk here", (), fired=False)
+        return found
+
+
 class Slow(Sure):
     name = "slow"
 
@@ -96,7 +117,7 @@ class Nowhere(Sure):
         return "it needs a moon"
 
 
-MADE: dict[str, Any] = {one.name: one for one in (Sure, Broken, Dying, Raising, Slow, Narrow, Nowhere)}
+MADE: dict[str, Any] = {one.name: one for one in (Sure, Broken, Dying, Raising, Hanging, Partly, Slow, Narrow, Nowhere)}
 
 
 def ran(*names: str, **asked: Any) -> list[Ran]:
@@ -137,6 +158,14 @@ def test_a_worker_that_dies_fails_its_suite() -> None:
     assert "the suite raising failed: KeyError: 'a bug'" in raised.failures
 
 
+def test_a_worker_that_hangs_is_ended_and_fails_its_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "SILENT_S_MAX", 0.5)
+    began = time.monotonic()
+    found = ran("hanging", workers=2)[0]
+    assert time.monotonic() - began < 10.0
+    assert found.failures[0] == "a worker had no verdict for 0.5 s, and was ended"
+
+
 def test_a_budget_stops_at_a_prefix_and_fails_below_the_floor() -> None:
     began = time.monotonic()
     found = ran("slow", budget_s=0.5)[0]
@@ -148,6 +177,18 @@ def test_a_budget_stops_at_a_prefix_and_fails_below_the_floor() -> None:
 def test_what_cannot_run_is_no_failure_and_is_told() -> None:
     found = ran("nowhere", "sure")
     assert [(one.unavailable, one.failures, one.fired) for one in found] == [("it needs a moon", [], 0), ("", [], 900)]
+
+
+def test_a_fault_that_the_machine_does_not_allow_is_no_failure_and_is_said_loudly(suites: Path) -> None:
+    found = ran("partly", workers=2)[0]
+    assert (found.fired, found.unfired, found.failures) == (500, 100, [])
+    assert found.untried == {"ENOSPC": {"cannot fill a disk here": 400}}
+    code, out, err = told("run", "--suite", "partly", "--junit", "r.xml", "--html", "r.html")
+    assert (code, "NOT TRIED: ENOSPC: 400 cannot fill a disk here" in out) == (0, True)
+    assert "the fault ENOSPC of partly was NOT TRIED: cannot fill a disk here" in " ".join(err.split())
+    suite, = ET.parse(suites / "r.xml").getroot()  # noqa: S314 - our own file
+    assert (suite.get("skipped"), suite.get("failures")) == ("1", "0")
+    assert "not tried: ENOSPC" in (suites / "r.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_left_when_the_watching_stops_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -207,6 +248,26 @@ def test_run_shows_the_matrix_and_replays_what_it_found(suites: Path) -> None:
     page = (suites / "r.html").read_text(encoding="utf-8")
     assert "&lt;ann&gt;" in page
     assert "<ann>" not in page
+    assert command in page
+    assert command in (junit[1].findtext("testcase[@name='EIO']/failure") or "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_shows_its_part_and_leaves_nothing(suites: Path, monkeypatch: pytest.MonkeyPatch, how: int) -> None:
+    (suites / "scratch").mkdir()
+    monkeypatch.setattr(campaign, "_tmpfs", lambda: str(suites / "scratch"))
+    before = signal.getsignal(signal.SIGTERM)
+    watch = showing.Bar.watch
+
+    def stopped(*told: Any) -> None:
+        watch(*told)
+        os.kill(os.getpid(), how)
+
+    monkeypatch.setattr(showing.Bar, "watch", stopped)
+    code, out, err = told("run", "--suite", "slow")
+    assert (code, "slow: " in out, "interrupted" in err) == (130, True, True)
+    assert list((suites / "scratch").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_finding_that_holds_now_says_so(suites: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +276,56 @@ def test_a_finding_that_holds_now_says_so(suites: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Broken, "broken", ())
     code, out, _ = told("replay", str(finding))
     assert (code, "every promise holds" in out) == (0, True)
+
+
+@pytest.mark.parametrize(("key", "value", "why"), [
+    ("fault", "nope", "KeyError"), ("where", [], "IndexError"), ("where", [1, "x"], "TypeError")])
+def test_a_finding_that_is_no_point_any_more_is_wrong_use(suites: Path, key: str, value: object, why: str) -> None:
+    told("run", "--suite", "broken")
+    finding, = suites.glob("chaos-findings/*.json")
+    document = json.loads(finding.read_bytes())
+    document["verdict"]["point"][key] = value
+    finding.write_text(json.dumps(document), encoding="utf-8")
+    code, _, err = told("replay", str(finding))
+    assert code == 2
+    assert "there is no point broken: " in " ".join(err.split())
+    assert why in err
+
+
+def test_a_replay_whose_fault_does_not_fire_proves_nothing(suites: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told("run", "--suite", "broken")
+    finding, = suites.glob("chaos-findings/*.json")
+    monkeypatch.setattr(Broken, "replay", lambda _self, _session, point: Verdict(point, "not met", (), fired=False))
+    code, out, _ = told("replay", str(finding))
+    assert (code, "the fault did not fire" in out, "holds" in out) == (1, True, False)
+
+
+@pytest.mark.parametrize("place", [("--json", "no/such/place.json"), ("--html", "."), ("--findings", "taken")])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_tried(suites: Path, place: tuple[str, str]) -> None:
+    (suites / "taken").touch()
+    code, out, err = told("run", "--suite", "sure", *place)
+    assert (code, out, place[1] in err) == (2, "", True)
+
+
+WORDY = Ran("wordy", 0, outcomes={
+    "KeyboardInterrupt at an opcode": {"in doubt, had not landed": 5, "raised, nothing written": 1_234_567, "told the truth": 1},
+    "GeneratorExit at a line": {"an error of the library": 549, "went on all the same": 255, "in doubt, had landed": 3}})
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 200])
+def test_no_word_of_the_matrix_is_broken(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    for part in showing.matrix([WORDY], width):
+        console.print(part)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= width
+    words = {word for fault, outcomes in WORDY.outcomes.items() for words in (fault, *outcomes) for word in words.split()}
+    assert words <= set(shown.split())
+    assert {"1,234,567", "549"} <= set(shown.split())
+
+
+def test_the_example_of_canaries_names_a_bug_that_can_be_planted() -> None:
+    assert (running.canaries.__doc__ or "").rpartition('canaries "')[2].partition('"')[0] in PLANTED
 
 
 @pytest.mark.parametrize(("args", "why"), [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
 import resource
 from typing import TYPE_CHECKING
 
@@ -83,3 +84,32 @@ def test_a_clock_jumps_when_it_is_asked_so_often(lasting: bool, expected: list[i
     assert clock.now_us() == 100
     before = clock.monotonic_us()
     assert clock.monotonic_us() > before
+
+
+@pytest.mark.parametrize("denied", ["unshare", "uid_map", "mount"])
+def test_where_no_disk_can_be_mounted_it_says_so(monkeypatch: pytest.MonkeyPatch, denied: str) -> None:
+    """Ubuntu since 24.04 lets a process that is not root make a name space, and not write its map of users."""
+    class Libc:
+        def unshare(self, what: int) -> int:
+            return -1 if denied == "unshare" or what == limits.CLONE_NEWNS else 0
+
+        def mount(self, *_: object) -> int:
+            return -1 if denied == "mount" else 0
+
+    def write(path: Path, *_: object, **__: object) -> None:
+        if path.name == denied:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(limits, "_LIBC", Libc())
+    monkeypatch.setattr(pathlib.Path, "write_text", write)
+    with pytest.raises(limits.CannotMount):
+        limits.own_mounts()
+
+
+def test_a_hushed_process_writes_no_errors(capfd: pytest.CaptureFixture[str]) -> None:
+    def work(_: None) -> None:
+        limits.hushed()
+        os.write(2, b"an assertion of LMDB")
+
+    assert [found for _, found in watched.each([None], work)] == [None]
+    assert capfd.readouterr().err == ""

@@ -61,5 +61,33 @@ def test_a_suite_can_be_chosen(tmp_path: Path) -> None:
 ])
 def test_wrong_use_is_told(tmp_path: Path, args: tuple[str, ...], why: str) -> None:
     done = pytest_of(tmp_path, *args)
-    assert done.returncode != 0
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert why in done.stdout + done.stderr
+    assert "passed" not in done.stdout, "it is told before a test runs"
+
+
+def test_the_plugin_costs_those_nothing_who_give_no_target() -> None:
+    code = "import sys, chaos.plugin; sys.exit(', '.join({'statemachine', 'numpy', 'typer'} & {*sys.modules}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_target_lies_where_pytest_is_called(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from chaos import Target as target\n", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", "-p", "chaos.plugin", "-p", "no:cacheprovider", "--collect-only", "-q",
+         "--chaos-target", "mine:target"], cwd=tmp_path, text=True, capture_output=True, check=False, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "chaos[power]" in done.stdout
+
+
+@pytest.mark.parametrize(("module", "args"), [("pytest", ("-p", "chaos.plugin", "--chaos-target", "x:y")), ("chaos", ("list",))])
+def test_without_the_extra_it_is_told_what_to_install(tmp_path: Path, module: str, args: tuple[str, ...]) -> None:
+    (tmp_path / "greenlet.py").write_text("raise ModuleNotFoundError('no', name='greenlet')\n", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", module, *args], cwd=tmp_path, text=True, capture_output=True, check=False, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    assert done.returncode in {2, pytest.ExitCode.USAGE_ERROR}
+    assert "pip install 'resetguard[chaos]'" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
