@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from chaos.model import graph, obligations, spin, tied
-from chaos.model.drive import drive, moves
-from chaos.model.world import Difference
+from chaos.model.drive import Driven
+from chaos.model.drive import drive as drive_in
+from chaos.model.process import Difference
+from chaos.model.worlds import reset
+from chaos.model.worlds.reset import moves
 from statemachine import InvalidTransition, breaker
 from statemachine.machine import NEXT, TABLE, Phase
 from statemachine.marks import RUNNING
@@ -35,6 +39,11 @@ pytestmark = pytest.mark.skipif(
 
 
 STEPS = 5_000
+
+
+def drive(explored: Graph, steps_max: int | None = None) -> Driven:
+    """In the world of reset.pml, at the thresholds of all graphs here."""
+    return drive_in(explored, partial(reset.World, thresholds=(1, 1)), steps_max=steps_max)
 
 
 @pytest.fixture(scope="module")

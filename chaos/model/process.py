@@ -1,9 +1,9 @@
-"""A world of processes that the model's steps can be taken in, on the real library and a real store.
+"""One process that plays several, so that the model's steps can be taken one by one on the real library and a real store.
 
-One process plays several: each has a store of its own over one LMDB environment, with its own owner's key and its own
-file of marks, and each runs in a greenlet that stops where the model has a step: once the mark is filled, wherever
-user code runs, and before each write transaction.  A death drops the greenlet and lets go of the file's lock, as the
-end of a process does; nothing it had in hand is written.
+Each process of the model has a store of its own over one LMDB environment, with its own owner's key and its own file of
+marks, and works in a greenlet that stops where the model has a step: once the mark is filled, wherever user code runs, and
+before each write transaction.  A death drops the greenlet and lets go of the file's lock, as the end of a process does;
+nothing it had in hand is written.  What a model's steps are is in `chaos/model/worlds/`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from greenlet import getcurrent, greenlet
 
@@ -23,9 +23,8 @@ from chaos.model.graph import Graph
 from statemachine import (
     BodyWeight,
     BreakerOpen,
-    BreakerPolicy,
     CommitInDoubt,
-    GlobalBreakerPolicy,
+    InvalidTransition,
     Measurement,
     MutationFailed,
     Processor,
@@ -39,28 +38,25 @@ from statemachine import (
 )
 from statemachine import marks as marks_module
 from statemachine import store as store_module
-from statemachine.attempt import Attempt
 from statemachine.audit import Emitter
-from statemachine.breaker import Now, admit
+from statemachine.breaker import Breaker
 from statemachine.clock import from_us
-from statemachine.marks import ENDED, RUNNING, WAITING, DeadMarks, Marks
+from statemachine.machine import TABLE
+from statemachine.marks import DeadMarks, Mark, Marks
 from statemachine.store import engine as door
-from statemachine.store import fencing, keys, log
+from statemachine.store import keys
 from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
-from statemachine.store.records import Image
 from statemachine.testing import CountingIds, ManualClock
 
-USER: Final = "u1"
 BY: Final = {"actor": "model@example.org", "reason": "driven"}
-COOLDOWN_S: Final = 100_000.0
-SLOTS_OF_DRIVER: Final = 16
-IDS_OF_FIRST_RECORDS: Final = 10
-BY_MEASUREMENT: Final = 255
 MODES: Final = ("closed", "open", "half-open", "forced-open", "forced-closed")
 OUTCOMES: Final = ("", "committed", "rolled_back", "conflicted", "refused", "interrupted")
-_NEVER: Final = GlobalBreakerPolicy(users_max=None, failure_rate_max=None)
-_LIMITS: Final = StoreLimits(map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0)
+TRIGGERS: Final = tuple(trigger for trigger, _, _ in TABLE)
+WEIGHT_KG: Final = 80.0
+SLOTS_OF_DRIVER: Final = 16
+IDS_OF_FIRST_RECORDS: Final = 1_000
+LIMITS: Final = StoreLimits(map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0)
 
 
 class Difference(Exception):
@@ -74,11 +70,11 @@ class _Died(BaseException):
 class Process:
     """One process of the model: a store, and a greenlet in which it works on one attempt after the other.
 
-    `at` says where that greenlet stopped: "opening", "asking", "settling", "leasing", "user", "mutating", "offered", or how
-    its attempt ended: "over", "refused", "doubt"; "" between attempts.
+    `at` says where that greenlet stopped: "opening", "asking", "settling", "leasing", "voiding", "user", "mutating", "offered",
+    or how its attempt ended: "over", "refused", "doubt"; "" between attempts.
     """
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: Ground, number: int) -> None:
         self.world = world
         self.number = number
         self.store: Store | None = None
@@ -106,10 +102,7 @@ class Process:
             message = "an attempt in a process without a store"
             raise Difference(message)
         self._ending = False
-        number = self.world.next_attempt(self.number)
-        attempt = Attempt(USER, "admin", BY["reason"], BY["actor"], "driven", "input")
-        tx = self.tx = ResetTransaction(self.world.manager(store).context, attempt)
-        self.world.attempts[tx.attempt_id] = number
+        tx = self.tx = self.world.begins(self.number, store)
         try:
             tx.begin()
         except BreakerOpen:
@@ -134,7 +127,7 @@ class Process:
         while True:
             command = self.pause("user")
             if command == "offer":
-                tx.commit()
+                self.world.offers(tx)
                 return
             self._may_end(command)
             with contextlib.suppress(ResetValidationError):
@@ -172,7 +165,7 @@ class Process:
             if self.found:
                 self.pause("settling")
             return real(draft)
-        word = self.pause("offered" if draft.events else "leasing")
+        word = self.pause("leasing" if not draft.events else "offered" if draft.entries else "voiding")
         if word == "commit fails":
             message = "planted by the driver"
             raise StoreFull(message)
@@ -220,6 +213,10 @@ class Process:
         """The phase of its attempt, "idle" where it has none."""
         return "idle" if self.tx is None else self.tx.phase.value
 
+    def finishes(self) -> None:
+        """The attempt is over, and what became of it is known."""
+        self.at, self.tx = "", None
+
     def dies(self) -> None:
         """The process ends at once: its file of marks is left as it is, unlocked; nothing more is written."""
         self.dying = True
@@ -239,105 +236,59 @@ class _Failure(Exception):
     """What user code raises when the model says that it fails."""
 
 
-class Told(NamedTuple):
-    """How the store's words are the model's.
+class Ground:
+    """One environment with a store in it, several processes, an operator and the clock; `fresh` makes it what it was at first.
 
-    `attempts` has the number of each attempt by its id; `made` tells of which version a component is by its value: ("x" or
-    "P", value, version).
+    What the steps of a model are, and how what is stored reads in its variables, is each world's own.
     """
 
-    first_version: int
-    attempts_max: int
-    attempts: dict[str, int]
-    made: tuple[tuple[str, float, int], ...]
+    graph: Graph
+    processes: list[Process]
 
-
-def durable(store: Store, told: Told, since_seq: int = 0) -> dict[str, tuple[int, ...]]:
-    """What the store holds, in the model's variables.  Raises Difference for a version of nobody's."""
-    head = store.head(USER)
-    if head is None:
-        message = f"nothing is stored for {USER}"
-        raise Difference(message)
-    kalman = store.estimator.decode(head.state).kalman
-    made = {(part, value): version for part, value, version in told.made}
-    author = [0]
-    with store.engine.reading() as txn:
-        entries = {version: log.entry(txn.get, USER.encode(), version)
-                   for version in range(told.first_version + 1, head.version + 1)}
-    for version, entry in entries.items():
-        by = entry.author if isinstance(entry, Image) else ""
-        if by and by not in told.attempts:
-            message = f"version {version} is of {by}, which is no attempt of the model's"
-            raise Difference(message)
-        author.append(told.attempts[by] + 1 if by else BY_MEASUREMENT)
-    rows, out = [0] * told.attempts_max, [0] * told.attempts_max
-    for row in store.audit(since_seq=since_seq + 1):
-        number = told.attempts.get(row.public.attempt_id)
-        if number is not None:
-            rows[number] += 1
-            out[number] = OUTCOMES.index(row.public.outcome)
-    record = store.draft().stored_breaker(USER.encode())
-    died = sum(count << (2 * (base - told.first_version)) for _, base, count in record.suspects)
-    return {
-        "head": (head.version - told.first_version,), "cx": (made["x", kalman.x0],), "cP": (made["P", kalman.p00],),
-        "bad_head": (0,), "author": tuple(author), "out": tuple(out), "rows": tuple(rows),
-        "b.mode": (MODES.index(record.mode),), "b.fails": (record.failures,), "b.wins": (record.successes,),
-        "b.gen": (record.generation,), "b.probe": (told.attempts[record.probe] + 1 if record.probe else 0,), "died": (died,),
-    }
-
-
-class World:
-    """The store, its processes, an operator and the clock; `fresh` makes it what it was at first."""
-
-    def __init__(self, path: Path, graph: Graph, thresholds: tuple[int, int]) -> None:
+    def __init__(self, path: Path, users: tuple[str, ...], process: type[Process] = Process) -> None:
         self.clock = ManualClock()
         self.estimator = BodyWeight()
-        self.processes_count = len(graph.of(0, "phase"))
-        self.attempts_each: int = len(graph.of(0, "out")) // self.processes_count
-        self.policy = BreakerPolicy(failures_max=thresholds[0], failure_rate_max=None, suspects_max=thresholds[1],
-                                    cooldown_s=COOLDOWN_S, cooldown_factor=1.0, jitter=0.0)
         self.path = path
+        self.users = users
         self.hub = getcurrent()
+        self.processes = []
+        self.attempts: dict[str, int] = {}
+        self._process = process
         made = Store.open(path, durability="process", clock=self.clock, ids=CountingIds(), estimator=self.estimator)
-        Processor(ResetManager(made)).process(self._measurement(80.0))
+        for user in users:
+            Processor(ResetManager(made)).process(self.measurement(user, WEIGHT_KG))
         made.close()
-        self._engine = door.Engine(path, sync=False, map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0,
-                                   clock=self.clock)
-        self.meta = Store.meta(Reader(self._engine))  # type: ignore[arg-type]
+        self.engine = door.Engine(path, sync=False, map_bytes=1 << 26, map_bytes_max=1 << 30, writer_wait_s_max=5.0,
+                                  clock=self.clock)
+        self.meta = Store.meta(Reader(self.engine))  # type: ignore[arg-type]
         self._fresh_us = self.clock.now_us()
-        self.ids = CountingIds()
-        for _ in range(IDS_OF_FIRST_RECORDS):
-            self.ids.attempt_id()
+        self.ids = CountingIds(IDS_OF_FIRST_RECORDS)
         self.operator = self.opened()
-        self._records = list(self._engine.scan(b"\0", b"\xff" * 8))
-        self._seq = self.operator.audit_tail()[0]
-        self.first_version: int = self._head().version
-        self.processes: list[Process] = []
-        self.fresh()
+        self._records = list(self.engine.scan(b"\0", b"\xff" * 8))
+        self.seq: int = self.operator.audit_tail()[0]
 
     def close(self) -> None:
         """Let go of the environment."""
         for process in self.processes:
             process.dies()
         self.operator.marks.abandon()
-        self._engine.close()
+        self.engine.close()
 
     def fresh(self) -> None:
-        """Everything as it was at first, with new processes; the operator stays."""
+        """Everything as it was at first, with no process; the operator stays."""
         for process in self.processes:
             process.dies()
-        for path in self._files():
+        for path in self.files():
             if path.name != str(self.operator.committer.owner):
                 Path(path).unlink()
-        renew(self._engine, self._records)
+        renew(self.engine, self._records)
         self.clock.advance((self._fresh_us - self.clock.now_us()) / 1_000_000)  # else the cooldowns of many paths add up to a gap
-        self.attempts: dict[str, int] = {}
-        self.begun = [0] * self.processes_count
-        self.made: dict[tuple[str, float], int] = {}
-        self._count = 0
-        self.fault = ""
-        self.note(0)
-        self.processes = [Process(self, number) for number in range(self.processes_count)]
+        self.attempts = {}
+        self.processes = []
+
+    def opens(self, count: int) -> None:
+        """So many processes, each with the store open and nothing under way."""
+        self.processes = [self._process(self, number) for number in range(count)]
         for process in self.processes:
             process.start(process.opens)
             process.go_on("")
@@ -345,120 +296,28 @@ class World:
 
     def opened(self) -> Store:
         """A store of a process of its own, over the one environment."""
-        tenant: Any = Tenant(self._engine)
-        return Store(tenant, self.meta, estimator=self.estimator, rules=(), durability="process", limits=_LIMITS,
+        tenant: Any = Tenant(self.engine)
+        return Store(tenant, self.meta, estimator=self.estimator, rules=(), durability="process", limits=LIMITS,
                      clock=self.clock, ids=self.ids)
 
-    def manager(self, store: Store) -> ResetManager:
-        """A manager with the model's figures."""
-        return ResetManager(store, breaker=self.policy, global_breaker=_NEVER)
-
-    def next_attempt(self, process: int) -> int:
-        """The model's number of the attempt that a process now begins."""
-        self.begun[process] += 1
-        return process * self.attempts_each + self.begun[process] - 1
-
-    def model_version(self, version: int) -> int:
-        """The model counts from the version that stood at first."""
-        return int(version - self.first_version)
-
-    def mutated(self, state: Any, before: Any, *, bad: bool) -> Any:
-        """The next component made anew: the level first, the covariance after it; a bad one breaks a rule."""
-        self._count += 1
-        version = self.model_version(self._head().version) + 1
-        if bad:
-            return state.replace(P=((-1.0, 0.0), (0.0, 1e-4)))
-        if state.kalman.x0 == before.kalman.x0:
-            level = 80.0 + self._count * 1e-3
-            self.made["x", level] = version
-            return state.replace(x=(level, 0.0))
-        spread = 1.0 + self._count * 1e-3
-        self.made["P", spread] = version
-        return state.replace(P=((spread, 0.0), (0.0, 1e-4)))
-
-    def note(self, version: int) -> None:
-        """The stored state was made by another than an attempt: both its components are of `version`."""
-        kalman = self.estimator.decode(self._head().state).kalman
-        self.made["x", kalman.x0] = self.made["P", kalman.p00] = version
-
-    def _head(self) -> Any:
-        return self.operator.head(USER)
-
-    def _measurement(self, weight_kg: float) -> Measurement:
-        return Measurement(user=USER, at=from_us(self.clock.now_us()), weight_kg=weight_kg, source="scale")
-
-    # --- what the environment does ---
-
-    def measure(self) -> None:
-        """Another process accepts an ordinary measurement."""
-        self.clock.advance(1.0)
-        level = self.estimator.decode(self._head().state).kalman.x0
-        outcome = Processor(self.manager(self.operator)).process(self._measurement(level + 1e-4))
-        if outcome.status != "accepted":
-            message = f"an ordinary measurement was {outcome.status}: {outcome.reason}"
-            raise Difference(message)
-        self.note(self.model_version(outcome.version))
-
-    def environment(self, action: str) -> None:
-        """What happens around the processes: time, a measurement, an operator."""
-        operator = self.manager(self.operator)
-        if action == "cool":
-            self.clock.advance(COOLDOWN_S + 1.0)
-        elif action == "measure":
-            self.measure()
-        elif action == "force open":
-            operator.force_breaker(USER, "forced-open", **BY)
-        elif action == "force closed":
-            operator.force_breaker(USER, "forced-closed", **BY)
-        elif action == "release":
-            operator.release_breaker(USER, **BY)
-        else:
-            message = f"the driver knows no action {action!r}"
-            raise Difference(message)
+    def measurement(self, user: str, weight_kg: float) -> Measurement:
+        """A weighing at this instant."""
+        return Measurement(user=user, at=from_us(self.clock.now_us()), weight_kg=weight_kg, source="scale")
 
     def transactions(self) -> int:
         """The number of the newest transaction that LMDB has committed."""
-        with self._engine.reading() as txn:
+        with self.engine.reading() as txn:
             return int(txn.id())
 
-    def fence(self, process: Process) -> None:
-        """An operator fences a process that lives."""
-        if process.owner is None:
-            message = "a process without an owner's key was to be fenced"
-            raise Difference(message)
-        fencing.fence(self.operator, process.owner[0], **BY)
-
-    # --- the abstraction: what is stored, in the model's variables ---
-
-    def told(self) -> Told:
-        """What one must know to read the store in the model's words."""
-        return Told(self.first_version, self.processes_count * self.attempts_each, dict(self.attempts),
-                    tuple((part, value, version) for (part, value), version in self.made.items()))
-
-    def seen(self) -> dict[str, tuple[int, ...]]:
-        """Every durable variable, every mark, and each process's phase, as they really are."""
-        record, now_us = self.operator.draft().stored_breaker(USER.encode()), self.clock.now_us()
-        admission = admit(record, self.policy, Now(now_us, now_us), USER)
-        mark, mbase, orphan = self._marks(self.processes_count * self.attempts_each)
-        return {
-            **durable(self.operator, self.told(), self._seq),
-            "key": tuple(int(self._is_registered(process)) for process in self.processes),
-            "b.cooled": (int(record.mode == "open" and admission.verdict == "probe"),),
-            "mark": mark, "mbase": mbase, "orphan": orphan,
-        }
-
-    def _files(self) -> list[os.DirEntry[str]]:
+    def files(self) -> list[os.DirEntry[str]]:
         """The owners' files of marks."""
         with os.scandir(self.path / door.OWNERS) as found:
             return list(found)
 
-    def _is_registered(self, process: Process) -> bool:
-        return process.owner is not None and self._engine.get(keys.owner(process.owner[0])) is not None
-
-    def _marks(self, total: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        mark, mbase, orphan = [0] * total, [0] * total, [0] * total
+    def marks(self) -> Iterator[tuple[int, Mark, bool]]:
+        """Every mark of an attempt of the model: the attempt's number, the mark, and whether its owner is dead."""
         live = {str(p.owner[0]) for p in self.processes if p.owner is not None}
-        for path in self._files():
+        for path in self.files():
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 found = DeadMarks(Path(path), descriptor).marks()
@@ -466,12 +325,101 @@ class World:
                 os.close(descriptor)
             for one in found:
                 number = self.attempts.get(one.attempt_id)
-                if number is None:
-                    continue
-                mark[number] = {WAITING: 1, RUNNING: 2, ENDED: 3 + OUTCOMES.index(one.outcome)}[one.state]
-                mbase[number] = self.model_version(one.base_version)
-                orphan[number] = int(path.name not in live)
-        return tuple(mark), tuple(mbase), tuple(orphan)
+                if number is not None:
+                    yield number, one, path.name not in live
+
+    def breaker(self, user: str) -> Breaker:
+        """A user's breaker, or with "" the global one, as it is stored."""
+        return self.operator.draft().stored_breaker(user.encode())
+
+    def is_registered(self, process: Process) -> bool:
+        """Whether the process's owner has its key."""
+        return process.owner is not None and self.engine.get(keys.owner(process.owner[0])) is not None
+
+    # --- what each world has of its own ---
+
+    def begins(self, number: int, store: Store) -> ResetTransaction:
+        """The attempt that process `number` now begins."""
+        raise NotImplementedError
+
+    def offers(self, tx: ResetTransaction) -> None:
+        """What an attempt does from the model's offer on."""
+        tx.commit()
+
+    def mutated(self, state: Any, before: Any, *, bad: bool) -> Any:
+        """The next component of a state made anew; a bad one breaks a rule."""
+        raise NotImplementedError
+
+    def step(self, action: str, who: int) -> None:
+        """Do in the library what the model calls `action`."""
+        raise NotImplementedError
+
+    def transactions_max(self, action: str) -> int:
+        """How many LMDB transactions the step may take: one, but where the model says why it is more."""
+        return 1 if action else 0
+
+    def seen(self) -> Mapping[str, tuple[int, ...]]:
+        """What is stored and marked, in the model's variables."""
+        raise NotImplementedError
+
+    def phase_of(self, state: int, process: Process) -> tuple[str, ...]:
+        """The phases that the process's attempt may be in where the model is in `state`; none where it has no attempt."""
+        raise NotImplementedError
+
+    def differences(self, state: int) -> str:
+        """Where what is stored, marked and under way is not the model's state; "" where it is."""
+        for name, values in self.seen().items():
+            wanted = self.graph.of(state, name)
+            missing = (0,) * (len(wanted) - len(values))  # the model keeps room for versions that are not there yet
+            if (*values, *missing) != wanted:
+                return f"{name} is {values}, and {wanted} in the model"
+        for process in self.processes:
+            phases = self.phase_of(state, process)
+            if phases and process.phase not in phases:
+                return f"process {process.number} is {process.phase}, and {' or '.join(phases)} in the model"
+        return ""
+
+    def refuse_all(self, state: int) -> int:
+        """Try all that the model refuses in `state`; how much was tried.  Raises Difference where anything acts."""
+        raise NotImplementedError
+
+
+def refuse_triggers(world: Ground, allowed: frozenset[tuple[str, str]]) -> int:
+    """Try each trigger of the machine that may not be where each attempt is; how many were tried.  Raises Difference."""
+    tried, txn = 0, world.transactions()
+    for process in world.processes:
+        if process.tx is not None:
+            for trigger in TRIGGERS:
+                if (process.tx.phase.value, trigger) not in allowed:
+                    tried += _refused(process.tx, trigger)
+    if world.transactions() != txn:
+        phases = " and ".join(process.phase for process in world.processes if process.tx is not None)
+        message = f"a trigger was refused in {phases}, and something was written all the same"
+        raise Difference(message)
+    return tried
+
+
+def _refused(tx: ResetTransaction, trigger: str) -> int:
+    """Try one trigger by the attempt's own call, where it has one, and by its guard alone."""
+    before = (tx.phase, tx.state, tx.result)
+    calls: dict[str, Callable[[], object]] = {
+        "snapshot": tx.begin, "commit": tx.commit, "roll_back": tx.roll_back,
+        "mutate": lambda: tx.apply("refused", lambda state: state),
+    }
+    acts: list[Callable[[], object]] = [lambda: tx._guard.fire(trigger)]  # noqa: SLF001 - the guard alone, too
+    if trigger in calls:
+        acts.append(calls[trigger])
+    for act in acts:
+        try:
+            act()
+        except InvalidTransition:
+            continue
+        message = f"{trigger} was not refused in {tx.phase}"
+        raise Difference(message)
+    if (tx.phase, tx.state, tx.result) != before:
+        message = f"{trigger} was refused in {tx.phase}, and changed something all the same"
+        raise Difference(message)
+    return len(acts)
 
 
 @contextlib.contextmanager
