@@ -83,8 +83,8 @@ def test_the_last_known_good_is_restored_though_it_was_pruned(tmp_path: Path) ->
     with Store.open(tmp_path / "s", limits=StoreLimits(versions_max=2)) as store:
         manager = ResetManager(store)
         good = on_probation(manager)
-        for kg in (125.0, 130.0):
-            manager.perform_reset("u", operations=[("on", lambda state, kg=kg: state.replace(x=(kg, 0.0)))], **BY)
+        for _ in range(2):
+            manager.perform_reset("u", operations=[("on", lambda state: state.replace(x=(125.0, 0.0)))], **BY)
         assert manager.last_known_good("u") == good < store.version_range("u")[0]
         with pytest.raises(VersionPruned):
             manager.restore("u", to_version=good - 1, **BY)
