@@ -4,7 +4,7 @@
  * concerns versions and marks left out.  A death is settled when the store is opened again, and by whoever asks while
  * somebody else holds the global breaker's probe: that may be the dead one.
  *
- * Bounds: NU users, NA attempts each, CRASHES (one at most: then one settles all that was left), FORCES; THRESH failures open a user's breaker, USERS distinct users that
+ * Bounds: NU users, NA attempts each (the last one NB), CRASHES (one at most: then one settles all that was left), FORCES; THRESH failures open a user's breaker, USERS distinct users that
  * failed open the global one.
  */
 #ifndef NU
@@ -12,6 +12,9 @@
 #endif
 #ifndef NA
 #define NA 2
+#endif
+#ifndef NB
+#define NB NA                  /* attempts of the last user */
 #endif
 #ifndef CRASHES
 #define CRASHES 1
@@ -198,7 +201,7 @@ inline SETTLE(q) {             /* one transaction: the probes of a dead process'
 proctype User(byte u) {
 end:
   do
-  :: d_step { phase[u] == IDLE && used[u] < NA && MAY("begin", ME) -> PRE; used[u]++; phase[u] = ASKING; POST("begin", ME) }
+  :: d_step { phase[u] == IDLE && used[u] < (u == NU - 1 -> NB : NA) && MAY("begin", ME) -> PRE; used[u]++; phase[u] = ASKING; POST("begin", ME) }
   :: d_step { phase[u] == ASKING && !(g.probe != 0 && LEFT) && MAY("ask", ME) -> PRE; ASK(u); POST("ask", ME) }
   :: d_step { phase[u] == LEASING && MAY("lease", ME) -> PRE; LEASE(u); POST("lease", ME) }
   :: d_step { phase[u] == LEASING_G && MAY("lease global", ME) -> PRE; LEASE_GLOBAL(u); POST("lease global", ME) }

@@ -10,6 +10,11 @@
 #define FIELDS EACH(b, .mode) EACH(b, .fails) EACH(b, .wins) EACH(b, .gen) EACH(b, .probe) EACH(b, .cooled) \
   ONE(g.mode) ONE(g.fails) ONE(g.wins) ONE(g.gen) ONE(g.probe) ONE(g.cooled) MANY(failing) MANY(phase) MANY(used) MANY(gen) \
   MANY(ggen) MANY(wants) MANY(orphan) MANY(failed) MANY(ever) ONE(crashes) ONE(forces)
+#elif defined(OF_history)
+#define FIELDS MANY(kind) ONE(newest) ONE(first) MANY(torn) ONE(head_torn) ONE(probation) ONE(passed) ONE(pin) ONE(pin_state) \
+  ONE(pin_upto) MANY(took) MANY(upto) \
+  MANY(left) ONE(moved_aside) MANY(state) ONE(breaks) MANY(plan) MANY(target) MANY(read_newest) MANY(read_aside) MANY(read_torn) \
+  ONE(given) ONE(torn_heads) ONE(before) ONE(flips) ONE(rules) ONE(crashes)
 #endif
 static FILE *emit_to;
 static char emit_before[2048];

@@ -44,10 +44,10 @@ def drive(graph: Graph, world_of: Callable[[Path, Graph], Ground], *, steps_max:
                         done = world.transactions() - before
                         if done > world.transactions_max(edge.action):
                             wrong = f"{edge.action} took {done} transactions, and is one step"
-                        before += done
-                        if new and edge.to not in looked:
+                        if new and not wrong and edge.to not in looked:
                             looked.add(edge.to)
                             refusals += world.refuse_all(edge.to)
+                        before = world.transactions()
                     except Difference as error:
                         wrong = str(error)
                     taken.add((state, edge))

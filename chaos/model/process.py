@@ -48,6 +48,7 @@ from statemachine.store import keys
 from statemachine.store.committer import Committer
 from statemachine.store.draft import Draft
 from statemachine.testing import CountingIds, ManualClock
+from statemachine.validation import Rule
 
 BY: Final = {"actor": "model@example.org", "reason": "driven"}
 MODES: Final = ("closed", "open", "half-open", "forced-open", "forced-closed")
@@ -63,7 +64,7 @@ class Difference(Exception):
     """The library did something else than the model."""
 
 
-class _Died(BaseException):
+class Died(BaseException):
     """Raised in a process's greenlet when it dies; what it still tries is not done."""
 
 
@@ -152,13 +153,13 @@ class Process:
         self.at = at
         told: str = self.world.hub.switch()
         if told == "die":
-            raise _Died
+            raise Died
         return told
 
     def commits(self, real: Callable[[Draft], Any], draft: Draft) -> Any:
         """Before a write transaction of an attempt: wait for the word, and do as it says."""
         if self.dying:
-            raise _Died
+            raise Died
         if self._ending:
             return real(draft)
         if self.at == "settling":
@@ -221,7 +222,7 @@ class Process:
         """The process ends at once: its file of marks is left as it is, unlocked; nothing more is written."""
         self.dying = True
         if self.worker is not None and not self.worker.dead:
-            with contextlib.suppress(_Died, ResetError):
+            with contextlib.suppress(Died, ResetError):
                 self.worker.switch("die")
         if self.owner is not None:
             self.owner[1].abandon()
@@ -244,6 +245,8 @@ class Ground:
 
     graph: Graph
     processes: list[Process]
+    limits = LIMITS
+    rules: tuple[Rule, ...] = ()
 
     def __init__(self, path: Path, users: tuple[str, ...], process: type[Process] = Process) -> None:
         self.clock = ManualClock()
@@ -291,14 +294,15 @@ class Ground:
         self.processes = [self._process(self, number) for number in range(count)]
         for process in self.processes:
             process.start(process.opens)
-            process.go_on("")
+            while process.at == "opening":
+                process.go_on("")
             process.at = ""
 
     def opened(self) -> Store:
         """A store of a process of its own, over the one environment."""
         tenant: Any = Tenant(self.engine)
-        return Store(tenant, self.meta, estimator=self.estimator, rules=(), durability="process", limits=LIMITS,
-                     clock=self.clock, ids=self.ids)
+        return Store(tenant, self.meta, estimator=self.estimator, rules=self.rules, durability="process",
+                     limits=self.limits, clock=self.clock, ids=self.ids)
 
     def measurement(self, user: str, weight_kg: float) -> Measurement:
         """A weighing at this instant."""

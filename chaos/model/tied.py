@@ -13,17 +13,18 @@ from chaos.model.drive import Driven, drive
 from chaos.model.graph import Graph, explored
 from chaos.model.obligations import Verdict, witnesses
 from chaos.model.process import Difference, Ground
-from chaos.model.worlds import containment, reset
+from chaos.model.worlds import containment, history, reset
 from statemachine import audit
 from statemachine.machine import NEXT, TABLE, Phase
 
-EDGES_MIN: Final = {"reset": 40_000, "containment": 30_000}
+EDGES_MIN: Final = {"reset": 40_000, "containment": 30_000, "history": 20_000}
 NOT_DRIVEN: Final = {
     "reset": frozenset({
         "cut kept marks", "cut lost marks",  # the power of this machine is not ours to cut
         "settle fenced", "probe counts",     # searched at other bounds
     }),
     "containment": frozenset[str](),
+    "history": frozenset({"revoked"}),       # it takes measurements that are held first, each a commit of its own
 }
 """Branches that no drive takes, by model; `specs/README.md` has the reasons."""
 
@@ -52,18 +53,27 @@ def _of_containment(name: str, settings: str, users_max: int, edges: int) -> Dri
     return Drive(name, "containment", (*settings.split(), f"USERS={users_max}"), world, edges)
 
 
+def _of_history(name: str, settings: str, edges: int) -> Drive:
+    return Drive(name, "history", tuple(settings.split()), history.World, edges)
+
+
 _RESETS: Final = partial(reset.World, thresholds=(1, 1))
 DRIVES: Final = (
-    _of_containment("two users, twice each, and a death", "NU=2 NA=2 CRASHES=1 FORCES=0", 2, 25_198),
     Drive("an operator's word", "reset", bounds(NA=1, FORCES=1), _RESETS, 17_931),
+    _of_containment("two users, and a death", "NU=2 NA=2 NB=1 CRASHES=1 FORCES=0", 1, 15_002),
     Drive("commits that fail, and measurements", "reset", bounds(NA=1, FAULTS=1, MEAS=1), _RESETS, 14_974),
     Drive("a fence", "reset", bounds(NA=1, FENCES=1), _RESETS, 11_286),
     Drive("three attempts and a probe", "reset", bounds(NA=2, NB=1), _RESETS, 9_739),
     Drive("a death, a fence and a failing commit", "reset",
           bounds(NR=1, NA=2, CRASHES=1, FENCES=1, FAULTS=1, INVALID=1), _RESETS, 9_571),
     Drive("a death beside another", "reset", bounds(NA=1, CRASHES=1), _RESETS, 8_102),
+    _of_containment("two users that fail", "NU=2 NA=2 CRASHES=0 FORCES=0", 2, 6_100),
     _of_containment("a word on the global breaker", "NU=2 NA=1 CRASHES=0 FORCES=1", 1, 4_854),
     _of_containment("three users", "NU=3 NA=1 CRASHES=0 FORCES=0", 2, 4_824),
+    _of_history("two flips, and newer rules", "NV=4 NR=1 FLIPS=2 RULES=1 CRASHES=0", 7_141),
+    _of_history("two processes, and a flip", "NV=4 NR=2 FLIPS=1 RULES=0 CRASHES=0", 6_897),
+    _of_history("two processes, newer rules, and a death", "NV=3 NR=2 FLIPS=1 RULES=1 CRASHES=1", 6_668),
+    _of_history("five versions, two flips", "NV=5 NR=1 FLIPS=2 RULES=0 CRASHES=0", 5_377),
 )
 """The longest first: they are begun in this order."""
 

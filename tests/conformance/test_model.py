@@ -228,7 +228,7 @@ def at_bounds(searched: obligations.Claim | obligations.Mutant) -> dict[str, int
     text += (spin.MODELS / "common.pml").read_text(encoding="utf-8")
     set_to = dict(setting.split("=") for setting in searched.settings if "=" in setting)
     found = {name: int(number) for name, number in (dict(BOUND.findall(text)) | set_to).items()}
-    return found if searched.model != "reset" else {"NB": found["NA"], **found}
+    return found if searched.model not in ("reset", "containment") else {"NB": found["NA"], **found}
 
 
 def within(mutant: obligations.Mutant, claim: obligations.Claim) -> bool:

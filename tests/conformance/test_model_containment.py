@@ -31,7 +31,7 @@ ONE_USER = partial(containment.World, thresholds=containment.Thresholds(users=1)
 @pytest.fixture(scope="module")
 def twice() -> Graph:
     """Two users with two attempts each: enough for both probes, and for one that is lost."""
-    return graph.explored("containment", ("NU=2", "NA=2", "CRASHES=0", "FORCES=0"))
+    return graph.explored("containment", ("NU=2", "NA=2", "CRASHES=0", "FORCES=0", "USERS=2"))
 
 
 @pytest.fixture(scope="module")
