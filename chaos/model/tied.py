@@ -149,6 +149,11 @@ def _tied(waiting: list[Future[Tied]]) -> Iterator[Verdict]:
 
 def _lacking(model: str, seen: dict[int, int], edges: int, least: int) -> str:
     """What a model's drives leave out; "" where that is nothing."""
-    missing = [name for name, number in witnesses(model).items() if name not in NOT_DRIVEN[model] and not seen.get(number)]
+    taken = {name for name, number in witnesses(model).items() if seen.get(number)}
     why = [f"{edges} edges were driven, fewer than {least}"] if edges < least else []
-    return "; ".join([*why, *([f"never driven: {', '.join(missing)}"] if missing else [])])
+    missing = [name for name in witnesses(model) if name not in NOT_DRIVEN[model] | taken]
+    if missing:
+        why.append(f"never driven: {', '.join(missing)}")
+    if taken & NOT_DRIVEN[model]:
+        why.append(f"driven, and said not to be: {', '.join(sorted(taken & NOT_DRIVEN[model]))}")
+    return "; ".join(why)

@@ -172,6 +172,16 @@ def test_each_branch_that_is_demanded_has_a_number_of_its_own() -> None:
         assert len(numbers) == len(set(numbers)) > 10
 
 
+def test_a_branch_that_no_drive_takes_is_told() -> None:
+    """And one that is said not to be taken, and is; and too few edges."""
+    all_seen = dict.fromkeys(obligations.witnesses("history").values(), 1)
+    revoked, pruned = (obligations.witnesses("history")[name] for name in ("revoked", "pruned"))
+    assert tied._lacking("history", {**all_seen, revoked: 0}, 5, 5) == ""
+    assert tied._lacking("history", {**all_seen, revoked: 0, pruned: 0}, 5, 5) == "never driven: pruned"
+    assert tied._lacking("history", all_seen, 5, 5) == "driven, and said not to be: revoked"
+    assert tied._lacking("history", {**all_seen, revoked: 0}, 4, 5) == "4 edges were driven, fewer than 5"
+
+
 def test_a_mutant_that_nothing_refutes_is_no_success() -> None:
     """The check itself can fail: a safeguard that the model does not know, and one refuted by another property."""
     harmless = obligations.Mutant("OF_NOTHING", "history", ("FLIPS=0", "RULES=0", "NV=2"), "INV-01", "moved_aside")
