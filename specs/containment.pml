@@ -1,9 +1,10 @@
 /* containment.pml -- several users under one global breaker: what one user's failures may do to another's resets.
  *
  * Every user has a process of its own and a breaker of its own.  The attempts are those of reset.pml, with all that
- * concerns versions and marks left out; a death is settled by whoever asks next while a probe of the dead is out.
+ * concerns versions and marks left out.  A death is settled when the store is opened again, and by whoever asks while
+ * somebody else holds the global breaker's probe: that may be the dead one.
  *
- * Bounds: NU users, NA attempts each, CRASHES, FORCES; THRESH failures open a user's breaker, USERS distinct users that
+ * Bounds: NU users, NA attempts each (the last one NB), CRASHES (one at most: then one settles all that was left), FORCES; THRESH failures open a user's breaker, USERS distinct users that
  * failed open the global one.
  */
 #ifndef NU
@@ -11,6 +12,9 @@
 #endif
 #ifndef NA
 #define NA 2
+#endif
+#ifndef NB
+#define NB NA                  /* attempts of the last user */
 #endif
 #ifndef CRASHES
 #define CRASHES 1
@@ -185,13 +189,20 @@ inline SETTLE(q) {             /* one transaction: the probes of a dead process'
 
 #define OVER(u) (phase[u] == COMMITTED || phase[u] == ROLLEDBACK || phase[u] == REFUSED)
 #define IN(u)   (phase[u] != IDLE && phase[u] != DOWN && !OVER(u))
-#define DEAD(p) (p != 0 && orphan[(p - 1) / NA] == p)
+/* the user, + 1, whose process died in an attempt that is not settled yet */
+#define LEFT    (orphan[0] != 0 -> 1 : (orphan[NU / 2] != 0 -> NU / 2 + 1 : (orphan[NU - 1] != 0 -> NU : 0)))
+
+#ifdef EMIT                    /* the library reads the clock when an attempt begins, and asks by it later */
+#define NOBODY_ASKS (phase[0] != ASKING && phase[NU / 2] != ASKING && phase[NU - 1] != ASKING)
+#else
+#define NOBODY_ASKS (true)
+#endif
 
 proctype User(byte u) {
 end:
   do
-  :: d_step { phase[u] == IDLE && used[u] < NA && MAY("begin", ME) -> PRE; used[u]++; phase[u] = ASKING; POST("begin", ME) }
-  :: d_step { phase[u] == ASKING && !DEAD(b[u].probe) && !DEAD(g.probe) && MAY("ask", ME) -> PRE; ASK(u); POST("ask", ME) }
+  :: d_step { phase[u] == IDLE && used[u] < (u == NU - 1 -> NB : NA) && MAY("begin", ME) -> PRE; used[u]++; phase[u] = ASKING; POST("begin", ME) }
+  :: d_step { phase[u] == ASKING && !(g.probe != 0 && LEFT) && MAY("ask", ME) -> PRE; ASK(u); POST("ask", ME) }
   :: d_step { phase[u] == LEASING && MAY("lease", ME) -> PRE; LEASE(u); POST("lease", ME) }
   :: d_step { phase[u] == LEASING_G && MAY("lease global", ME) -> PRE; LEASE_GLOBAL(u); POST("lease global", ME) }
   :: d_step { phase[u] == SNAPSHOTTED && MAY("offer", ME) -> PRE; phase[u] = OFFERED; POST("offer", ME) }
@@ -204,9 +215,7 @@ end:
               phase[u] = DOWN; gen[u] = 0; ggen[u] = 0; wants[u] = 0; POST("crash", ME) }
   :: d_step { phase[u] == DOWN && MAY("reopen", ME) ->     /* an opening settles what it finds */
               PRE; if :: orphan[u] -> SETTLE(u) :: else fi; phase[u] = IDLE; POST("reopen", ME) }
-  :: d_step { phase[u] == ASKING && DEAD(b[u].probe) && MAY("settle own", ME) -> PRE; SETTLE((b[u].probe - 1) / NA); POST("settle own", ME) }
-  :: d_step { phase[u] == ASKING && DEAD(g.probe) && MAY("settle global", ME) ->
-              PRE; SETTLE((g.probe - 1) / NA); POST("settle global", ME) }
+  :: d_step { phase[u] == ASKING && g.probe != 0 && LEFT && MAY("settle", ME) -> PRE; SETTLE(LEFT - 1); POST("settle", ME) }
   od
 }
 
@@ -215,11 +224,12 @@ proctype World() {
 end:
   do
 #ifndef M_NO_COOLDOWN
-  :: d_step { g.mode == OPEN && !g.cooled && MAY("cool", 0) -> PRE; g.cooled = 1; POST("cool", 0) }
+  :: d_step { g.mode == OPEN && !g.cooled && NOBODY_ASKS && MAY("cool", 0) -> PRE; g.cooled = 1; POST("cool", 0) }
 #endif
-  :: d_step { (b[0].mode == OPEN && !b[0].cooled) && MAY("cool 0", 0) -> PRE; b[0].cooled = 1; POST("cool 0", 0) }
-  :: d_step { (b[NU - 1].mode == OPEN && !b[NU - 1].cooled) && MAY("cool last", 0) -> PRE; b[NU - 1].cooled = 1; POST("cool last", 0) }
-  :: d_step { forces < FORCES && MAY("force open", 0) -> PRE; forces++; B_FORCED(g, FORCED_OPEN); SAW(W_FORCED); POST("force open", 0) }
+  :: d_step { b[0].mode == OPEN && !b[0].cooled && NOBODY_ASKS && MAY("cool 0", 0) -> PRE; b[0].cooled = 1; POST("cool 0", 0) }
+  :: d_step { b[NU - 1].mode == OPEN && !b[NU - 1].cooled && NOBODY_ASKS && MAY("cool last", 0) ->
+              PRE; b[NU - 1].cooled = 1; POST("cool last", 0) }
+  :: d_step { forces < FORCES && MAY("force open", 0) -> PRE; forces++; B_FORCED(g, FORCED_OPEN); CALM(); SAW(W_FORCED); POST("force open", 0) }
   :: d_step { g.mode == FORCED_OPEN && MAY("release", 0) -> PRE; B_CLOSED(g); CALM(); POST("release", 0) }
   od
 }

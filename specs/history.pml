@@ -5,7 +5,7 @@
  * NR processes each plan an operation from what they read, and commit it later if the head is still what they read.
  *
  * Bounds: NV versions, NR processes, FLIPS (records that go bad), RULES (changes of the rules in force), CRASHES;
- * every KEY-th version is an image, and PASS accepted measurements end a probation.
+ * every KEY-th version is an image, VMAX versions are kept, and PASS accepted measurements end a probation.
  */
 #ifndef NV
 #define NV 5
@@ -24,6 +24,9 @@
 #endif
 #ifndef KEY
 #define KEY 4
+#endif
+#ifndef VMAX
+#define VMAX 3
 #endif
 #ifndef PASS
 #define PASS 2
@@ -71,12 +74,15 @@ bit  head_torn;
 byte probation;                /* the version whose reset is under probation, or 0 */
 byte passed;                   /* measurements accepted since */
 byte pin;                      /* the version whose state is pinned, + 1, or 0 */
+byte pin_state, pin_upto;      /* that state, in a record of its own: it is there where the log has lost the version */
+bit  took[NV + 1];             /* the version took in a measurement */
+byte upto[NV + 1];             /* the version that took in the newest measurement of this one's state */
 bit  left[NV + 1];             /* the measurement of this version was put aside again */
 byte moved_aside;              /* damaged head records that were kept */
 byte state[NV + 1];            /* which state a version holds: the number of the version that made it */
 byte breaks;                   /* states whose number is this break the newest rules; 0: none does */
 /* [volatile] */
-byte plan[NR], target[NR], read_newest[NR];
+byte plan[NR], target[NR], read_newest[NR], read_aside[NR];
 bit  read_torn[NR];
 /* [ghost] */
 byte given;                    /* the highest version number that was ever given out */
@@ -84,9 +90,16 @@ byte torn_heads;               /* damaged head records that were replaced */
 byte before;                   /* the version before the reset that began the probation, + 1 */
 byte flips, rules, crashes;
 
-hidden byte i, n, good, low;
+hidden byte i, n, good, low, which, was, was_upto;
+#define ME PProcess->r
+#ifdef EMIT                    /* newer rules come with the opening of a store; what a commit prunes is read when it is planned */
+#define NOBODY_PLANS (plan[0] == NOTHING_ && plan[NR - 1] == NOTHING_)
+#else
+#define NOBODY_PLANS (true)
+#endif
 
-#define SOUND(v) (breaks == 0 || state[v] != breaks)
+#define PASSES(s) (breaks == 0 || s != breaks)
+#define SOUND(v)  PASSES(state[v])
 
 inline CHECK() {
   /* INV-05: the log begins with an image and has no gaps. */
@@ -102,19 +115,23 @@ inline CHECK() {
   assert(moved_aside == torn_heads);
   /* INV-04: during probation the before-image stays that of the reset that began it. */
   assert((probation != 0) == (pin != 0) && pin == before);
-  i = 0; n = 0; good = 0; low = 0
+  i = 0; n = 0; good = 0; low = 0; was = 0; was_upto = 0
 }
 
+/* n: the record at which reading version `from` ends, which is an image that is not torn where the version reads. */
+inline FOLD(from) {
+  n = from;
+  do
+  :: kind[n] == STEP && !torn[n] && n > first -> n--
+  :: else -> break
+  od
+}
 /* good: the newest version at or below `from` that reads and passes the rules in force, or 0. */
 inline NEWEST_GOOD(from) {
   good = 0; i = from;
   do
   :: i >= first && i > 0 && good == 0 ->
-     n = i;                    /* down to the image that i is folded from */
-     do
-     :: kind[n] == STEP && !torn[n] && n > first -> n--
-     :: else -> break
-     od;
+     FOLD(i);
      if
 #ifdef M_WALK_BACK_UNVALIDATED
      :: kind[n] == IMAGE && !torn[n] -> good = i
@@ -131,116 +148,135 @@ inline NEWEST_GOOD(from) {
 #define HEAD_READS (newest != 0 && !head_torn)
 
 /* What one process reads before it decides; nothing is durable yet. */
-inline PLAN(r, what, at) { plan[r] = what; target[r] = at; read_newest[r] = newest; read_torn[r] = head_torn }
-inline DONE(r) { plan[r] = NOTHING_; target[r] = 0; read_newest[r] = 0; read_torn[r] = 0 }
+inline PLAN(r, what, at) { plan[r] = what; target[r] = at; read_newest[r] = newest; read_torn[r] = head_torn; read_aside[r] = moved_aside }
+inline DONE(r) { plan[r] = NOTHING_; target[r] = 0; read_newest[r] = 0; read_torn[r] = 0; read_aside[r] = 0 }
 
 /* Parts of one transaction. */
-inline APPEND(k, holds) {
+inline APPEND(k, holds, takes) {   /* it holds a state of its own, or with `holds` the state `was` */
 #ifdef M_REUSE_VERSION
   if :: good != 0 && good < newest -> n = good + 1 :: else -> n = newest + 1 fi;
 #else
   n = newest + 1;
 #endif
-  kind[n] = k; torn[n] = 0; left[n] = 0;
-  if :: holds == 0 -> state[n] = n :: else -> state[n] = holds fi;
+  kind[n] = k; torn[n] = 0; left[n] = 0; took[n] = takes;
+  if
+  :: holds == 0 -> state[n] = n; if :: takes -> upto[n] = n :: else -> upto[n] = upto[newest] fi
+  :: else -> state[n] = was; upto[n] = was_upto
+  fi;
   if :: newest == 0 -> first = 1 :: else fi;
   given++; newest = n;
-  if :: head_torn -> 
+  if :: head_torn ->
         torn_heads++; head_torn = 0;
 #ifndef M_OVERWRITE_DAMAGE
         moved_aside++;
 #endif
         skip
-  :: else fi
+  :: else fi;
+  if :: k == IMAGE -> PRUNE() :: else fi
 }
-inline CALM() { probation = 0; passed = 0; pin = 0; before = 0 }
-inline PRUNE() {               /* the older half goes, up to just before an image, with the commit of a newer version */
-  low = newest - 1;
-  do
-#ifdef M_PRUNE_ANYWHERE
-  :: low > first + 1 && kind[low] == STEP -> break
-#endif
-  :: low > first && kind[low] != IMAGE -> low--
-  :: else -> break
-  od;
+inline CALM() { probation = 0; passed = 0; pin = 0; before = 0; pin_state = 0; pin_upto = 0 }
+inline PIN() { pin = newest + 1; pin_state = state[newest]; pin_upto = upto[newest] }
+inline PRUNE() {               /* with the commit of an image what is too old goes, and what is then the first becomes an image */
   if
-  :: newest > 3 && low > first && (pin == 0 || low < pin - 1) ->
-     do :: first < low -> kind[first] = ABSENT; torn[first] = 0; state[first] = 0; left[first] = 0; first++ :: else -> break od;
-     SAW(W_PRUNED)
+  :: newest - first >= VMAX ->
+     low = newest - VMAX + 1; FOLD(low);
+     if
+     :: kind[n] == IMAGE && !torn[n] ->   /* else only what is older can mend it, and nothing goes */
+#ifndef M_PRUNE_ANYWHERE
+        kind[low] = IMAGE;
+#endif
+        do
+        :: first < low -> kind[first] = ABSENT; torn[first] = 0; state[first] = 0; left[first] = 0; took[first] = 0; upto[first] = 0; first++
+        :: else -> break
+        od;
+        SAW(W_PRUNED)
+     :: else
+     fi
   :: else
   fi
 }
 
-#define CHANGED(r) (read_newest[r] != newest || read_torn[r] != head_torn)
+#define CHANGED(r) (read_newest[r] != newest || read_torn[r] != head_torn || read_aside[r] != moved_aside)
 
 inline DO_ACCEPT(r) {
-  if :: (newest + 1) % KEY == 0 -> APPEND(IMAGE, 0) :: else -> APPEND(STEP, 0) fi;
+  if :: (newest + 1) % KEY == 0 -> APPEND(IMAGE, 0, 1) :: else -> APPEND(STEP, 0, 1) fi;
   if
   :: probation != 0 -> passed++; if :: passed >= PASS -> CALM(); SAW(W_PASSED) :: else fi
   :: else
   fi;
-  PRUNE(); SAW(W_ACCEPTED)
+  SAW(W_ACCEPTED)
 }
 inline DO_RESET(r) {
 #ifdef M_PIN_MOVES
   if
-  :: true -> if :: probation == 0 -> before = newest + 1 :: else fi; pin = newest + 1
+  :: true -> if :: probation == 0 -> before = newest + 1 :: else fi; PIN()
 #else
   if
-  :: probation == 0 -> pin = newest + 1; before = newest + 1; SAW(W_RESET)
+  :: probation == 0 -> PIN(); before = newest + 1; SAW(W_RESET)
   :: else -> SAW(W_RESET_AGAIN)
 #endif
   fi;
-  APPEND(IMAGE, 0); probation = newest; passed = 0; PRUNE()
+  APPEND(IMAGE, 0, 0); probation = newest; passed = 0
 }
-inline DO_RECOVER(r) {
-  NEWEST_GOOD(newest);
+inline DO_RECOVER(r) {         /* to the version that was found good when the damage was met */
+  good = target[r];
   if
-  :: good == 0 -> SAW(W_NONE_GOOD)       /* an answer of its own: nothing is changed, and no reset may start */
-  :: good != 0 && good == newest ->      /* the log is whole: the head alone is written anew */
+  :: good == newest ->         /* the log is whole: the head alone is written anew */
      torn_heads++; moved_aside++; head_torn = 0; CALM(); SAW(W_HEAD_MENDED)
   :: else ->
-     assert(SOUND(good));                /* INV-04: what is served again passes the rules in force */
-     i = good + 1;                       /* INV-08: what the versions after it had taken in is put aside again */
-     do :: i <= newest -> if :: kind[i] == STEP -> left[i] = 1 :: else fi; i++ :: else -> break od;
-     CALM(); APPEND(IMAGE, state[good]); SAW(W_WALKED_BACK)
+     i = first;                /* INV-08: what the state that is served again has not taken in is put aside again */
+     do :: i <= newest -> if :: took[i] && i > upto[good] -> left[i] = 1 :: else fi; i++ :: else -> break od;
+     was = state[good]; was_upto = upto[good];
+     CALM(); APPEND(IMAGE, 1, 0); SAW(W_WALKED_BACK)
   fi
 }
 inline DO_RESTORE(r) {
   if
+  :: pin > 1 -> was = pin_state; was_upto = pin_upto
+  :: else -> was = state[target[r]]; was_upto = upto[target[r]]
+  fi;
+  if
 #ifndef M_RESTORE_UNVALIDATED
-  :: !SOUND(target[r]) -> SAW(W_NOT_SOUND)
+  :: !PASSES(was) -> SAW(W_NOT_SOUND)
 #endif
   :: else ->
-     assert(SOUND(target[r]));           /* INV-04 */
-     CALM(); APPEND(IMAGE, state[target[r]]); SAW(W_RESTORED)
+     assert(PASSES(was));                /* INV-04 */
+     CALM(); APPEND(IMAGE, 1, 0); SAW(W_RESTORED)
   fi
 }
 
-#define READS(v) (v >= first && v <= newest && v != 0 && good == v)
 #define ROOM     (newest < NV)
 
 proctype Process(byte r) {
-  byte v;
 end:
   do
   /* the measurement loop: an initial reset, a step, a reset, a revocation; a damaged head is recovered first */
 #ifdef M_DAMAGE_IS_NOTHING
-  :: d_step { plan[r] == NOTHING_ && (newest == 0 || head_torn) && ROOM -> PLAN(r, INITIAL, 0); CHECK() }
+  :: d_step { plan[r] == NOTHING_ && (newest == 0 || head_torn) && ROOM -> PRE; PLAN(r, INITIAL, 0); POST("plan initial", ME) }
 #else
-  :: d_step { plan[r] == NOTHING_ && newest == 0 && ROOM -> PLAN(r, INITIAL, 0); CHECK() }
+  :: d_step { plan[r] == NOTHING_ && newest == 0 && ROOM -> PRE; PLAN(r, INITIAL, 0); POST("plan initial", ME) }
 #endif
-  :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM && SOUND(newest) -> PLAN(r, ACCEPT, 0); CHECK() }
-  :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM -> PLAN(r, RESET, 0); CHECK() }
-  :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM && pin != 0 -> PLAN(r, REVOKE, pin - 1); CHECK() }
+  :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM && SOUND(newest) -> PRE; PLAN(r, ACCEPT, 0); POST("plan accept", ME) }
+  :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM -> PRE; PLAN(r, RESET, 0); POST("plan reset", ME) }
+#ifndef EMIT                   /* it takes measurements that are held first, each a commit of its own that this model has not */
+  :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM && pin > 1 -> PLAN(r, REVOKE, pin - 1); CHECK() }
+#endif
 #ifdef M_WALK_BACK_NONCONFORMING
-  :: d_step { plan[r] == NOTHING_ && newest != 0 && (head_torn || !SOUND(newest)) && ROOM -> PLAN(r, RECOVER, 0); CHECK() }
+  :: d_step { plan[r] == NOTHING_ && newest != 0 && (head_torn || !SOUND(newest)) && ROOM ->
 #else
-  :: d_step { plan[r] == NOTHING_ && newest != 0 && head_torn && ROOM -> PLAN(r, RECOVER, 0); CHECK() }
+  :: d_step { plan[r] == NOTHING_ && newest != 0 && head_torn && ROOM ->
 #endif
-  /* the operator's hand: to any version that reads, or to the last known good */
+              PRE; NEWEST_GOOD(newest);
+              if
+              :: good == 0 -> SAW(W_NONE_GOOD)     /* an answer of its own: nothing is changed, and no reset may start */
+              :: else ->
+                 assert(SOUND(good));              /* INV-04: what is served again passes the rules in force */
+                 PLAN(r, RECOVER, good)
+              fi;
+              POST("plan recover", ME) }
+  /* the operator's hand: to the last known good */
   :: d_step { plan[r] == NOTHING_ && HEAD_READS && ROOM && newest > first ->
-              NEWEST_GOOD(newest - 1);
+              PRE; NEWEST_GOOD(newest - 1);
               if
               :: pin > 1 -> good = pin - 1           /* the pinned state is a record of its own */
               :: pin == 1 -> good = 0                /* nothing stood before the initial reset */
@@ -256,26 +292,21 @@ end:
                  PLAN(r, RESTORE, good); SAW(W_RESTORED_GOOD)
               :: else -> SAW(W_NONE_GOOD)
               fi;
-              CHECK() }
+              POST("plan restore", ME) }
   /* commits, each one transaction */
-  :: d_step { plan[r] != NOTHING_ && CHANGED(r) -> DONE(r); SAW(W_CONFLICTED); CHECK() }
+  :: d_step { plan[r] != NOTHING_ && CHANGED(r) -> PRE; DONE(r); SAW(W_CONFLICTED); POST("commit", ME) }
   :: d_step { plan[r] == INITIAL && !CHANGED(r) ->
-              assert(newest == 0);       /* INV-04: only "nothing stored" may start an initial reset */
-              pin = 1; before = 1; APPEND(IMAGE, 0); probation = newest; DONE(r); SAW(W_INITIAL); CHECK() }
-  :: d_step { plan[r] == ACCEPT && !CHANGED(r) -> DO_ACCEPT(r); DONE(r); CHECK() }
-  :: d_step { plan[r] == RESET && !CHANGED(r) -> DO_RESET(r); DONE(r); CHECK() }
-  :: d_step { plan[r] == REVOKE && !CHANGED(r) ->
-              n = target[r];
-              if
-              :: n == 0 || pin == 0 -> skip     /* it was an initial reset: the run is begun anew */
-              :: else -> v = state[n]; APPEND(IMAGE, v); CALM(); SAW(W_REVOKED); v = 0
-              fi;
-              DONE(r); CHECK() }
+              PRE; assert(newest == 0);  /* INV-04: only "nothing stored" may start an initial reset */
+              pin = 1; before = 1; APPEND(IMAGE, 0, 1); probation = newest; DONE(r); SAW(W_INITIAL); POST("commit", ME) }
+  :: d_step { plan[r] == ACCEPT && !CHANGED(r) -> PRE; DO_ACCEPT(r); DONE(r); POST("commit", ME) }
+  :: d_step { plan[r] == RESET && !CHANGED(r) -> PRE; DO_RESET(r); DONE(r); POST("commit", ME) }
+  :: d_step { plan[r] == REVOKE && !CHANGED(r) ->  /* a reset during probation: from the pinned state, which stays pinned */
+              APPEND(IMAGE, 0, 1); probation = newest; passed = 0; SAW(W_REVOKED); DONE(r); CHECK() }
   :: d_step { plan[r] == RECOVER && !CHANGED(r) ->
-              assert(head_torn);         /* INV-04: a readable state that breaks newer rules is not walked back by itself */
-              DO_RECOVER(r); DONE(r); CHECK() }
-  :: d_step { plan[r] == RESTORE && !CHANGED(r) -> DO_RESTORE(r); DONE(r); CHECK() }
-  :: d_step { crashes < CRASHES && plan[r] != NOTHING_ -> crashes++; DONE(r); SAW(W_CRASHED); CHECK() }
+              PRE; assert(head_torn);    /* INV-04: a readable state that breaks newer rules is not walked back by itself */
+              DO_RECOVER(r); DONE(r); POST("commit", ME) }
+  :: d_step { plan[r] == RESTORE && !CHANGED(r) -> PRE; DO_RESTORE(r); DONE(r); POST("commit", ME) }
+  :: d_step { crashes < CRASHES && plan[r] != NOTHING_ -> PRE; crashes++; DONE(r); SAW(W_CRASHED); POST("crash", ME) }
   od
 }
 
@@ -283,13 +314,14 @@ proctype World() {
   byte v;
 end:
   do
-  :: d_step { flips < FLIPS && newest != 0 && !head_torn -> flips++; head_torn = 1; SAW(W_FLIPPED_HEAD); CHECK() }
-  :: atomic { flips < FLIPS && newest != 0 ->            /* a record of the log, and with the newest its head */
+  :: d_step { flips < FLIPS && newest != 0 && !head_torn -> PRE; flips++; head_torn = 1; SAW(W_FLIPPED_HEAD); POST("flip head", 0) }
+  :: atomic { flips < FLIPS && newest != 0 && NOBODY_PLANS ->            /* a record of the log, and with the newest its head */
               v = first; do :: v < newest -> v++ :: break od;
-              d_step { flips++; torn[v] = 1; if :: v == newest -> head_torn = 1 :: else fi; v = 0; SAW(W_FLIPPED); CHECK() } }
-  :: atomic { rules < RULES && newest != 0 ->            /* newer rules, which some state of the log breaks */
+              d_step { PRE; flips++; torn[v] = 1; if :: v == newest -> head_torn = 1 :: else fi;
+                       which = v; v = 0; SAW(W_FLIPPED); POST("flip", which) } }
+  :: atomic { rules < RULES && newest != 0 && NOBODY_PLANS ->    /* newer rules, which some state of the log breaks */
               v = first; do :: v < newest -> v++ :: break od;
-              d_step { rules++; breaks = state[v]; v = 0; SAW(W_NONCONFORMING); CHECK() } }
+              d_step { PRE; rules++; breaks = state[v]; which = v; v = 0; SAW(W_NONCONFORMING); POST("newer rules", which) } }
   od
 }
 

@@ -27,7 +27,7 @@ from statemachine.clock import iso, to_us
 from statemachine.errors import ConflictError, InvalidInput, StoreCorrupt, StoreUnavailable, UserUnknown
 from statemachine.manager import ResetManager
 from statemachine.processor import LONG_AGO_US, STATUSES, Outcome, Processor, SourceRow
-from statemachine.recovery import images_at_hand
+from statemachine.recovery import images_at_hand, move_aside
 from statemachine.state import require_version, user_key
 from statemachine.store import Store, keys, log
 from statemachine.store.careful import for_version
@@ -492,7 +492,7 @@ class _Rebuilding(ResetTransaction):
         found, standing, estimator = self._found, self._standing, self._store.estimator
         replaced = found.stored[keys.head(self._key)]
         if replaced is not None and found.found in ("damaged", "different"):
-            draft.puts[keys.damaged(self._key, found.last + 1)] = replaced
+            move_aside(draft, self._key, found.last + 1, replaced)
         probation: Probation | None = standing.probation
         if standing.pin is not None and probation is not None:
             draft.put(keys.pin(self._key), codec.pack(standing.pin))

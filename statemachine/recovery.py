@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from statemachine import audit, codec
 from statemachine.attempt import Attempt, Context, ResetResult
@@ -18,7 +18,7 @@ from statemachine.errors import ResetError, StoreCorrupt, UserUnknown, VersionPr
 from statemachine.state import user_key
 from statemachine.store import Store, identities, keys, log
 from statemachine.store.draft import Draft, newest_version
-from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image, Loaded
+from statemachine.store.records import ACCEPTED, QUARANTINED, Head, Image, Loaded, Pin
 from statemachine.transaction import ResetTransaction
 
 UNRECOVERABLE: Final = "state.unrecoverable"
@@ -38,19 +38,41 @@ class Recovered(NamedTuple):
 def restore(context: Context, attempt: Attempt, version: int) -> ResetResult:
     """Make an older version the new head, as a version of its own; raises as `ResetTransaction.commit` and VersionPruned.
 
-    The restored state passes the rules in force, or the attempt is rolled back.  It ends any probation.
+    The restored state passes the rules in force, or the attempt is rolled back.  It ends any probation.  The version before a
+    reset under probation is taken from the pin where the log cannot give it any more.
     """
-    loaded = context.store.load(attempt.user, version)
+    wanted = _state_of(context.store, attempt.user, version)
     tx = ResetTransaction(context, attempt)
     try:
         with tx:
             tx.probation = False
             tx.details = {"restored_version": version}
-            tx.apply(f"restore version {version}", lambda _: loaded.state if loaded else None)
+            tx.apply(f"restore version {version}", lambda _: wanted)
             return tx.commit()
     except BaseException as error:
         tx.tell_doubt(error)
         raise
+
+
+def _state_of(store: Store, user: str, version: int) -> Any:
+    """The state of an older version, by the log, or else by the pin, which lies away from the user's records."""
+    try:
+        loaded = store.load(user, version)
+    except (StoreCorrupt, VersionPruned):
+        pin = _pinned(store, user_key(user))
+        if pin is None or pin.version != version:
+            raise
+        return store.estimator.decode(pin.state)
+    return loaded.state if loaded else None
+
+
+def _pinned(store: Store, key: bytes) -> Pin | None:
+    draft = Draft(store.engine)
+    with contextlib.suppress(StoreCorrupt):
+        head = draft.head(key)
+        if head is not None and head.probation is not None:
+            return draft.pin(key)
+    return None
 
 
 def last_known_good(store: Store, user: str) -> int:
@@ -110,7 +132,7 @@ def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason:
             _say_unrecoverable(store, personal, newest, error)
         raise error
     if damaged is not None:
-        draft.puts[keys.damaged(key, newest + 1)] = damaged
+        move_aside(draft, key, newest + 1, damaged)
     attempt_id = store.ids.attempt_id()
     version, left_out = _replace_head(store, draft, good, newest, at_us, attempt_id)
     public = Public(event="state.recovered", outcome="recovered", attempt_id=attempt_id, kind="recovery",
@@ -121,6 +143,16 @@ def recover(context: Context, user: str, at_us: int, *, actor: str = "", reason:
     draft.entries.append(Entry(public, personal))
     store.commit(draft)
     return Recovered(user, good.version, version, left_out, attempt_id)
+
+
+def move_aside(draft: Draft, key: bytes, version: int, damaged: bytes) -> None:
+    """Keep the bytes of a head that could not be read, under the version that replaces it or the next that is free.
+
+    A head that is made anew from a whole log gives out no number, and so the same one may be next more than once.
+    """
+    while draft.expect(keys.damaged(key, version)) is not None:
+        version += 1
+    draft.puts[keys.damaged(key, version)] = damaged
 
 
 def _known_unrecoverable(store: Store, key: bytes, newest: int) -> bool:

@@ -3,7 +3,7 @@
 Resets fail, breakers open, an operator forces and fences, states are restored, and processes die.  A seed decides
 everything, so that a history that is refused can be made again.
 
-Each process is a store of its own over one LMDB environment, as in `chaos/model/drive.py`: what it runs is real, its clock is
+Each process is a store of its own over one LMDB environment, as in `chaos/model/process.py`: what it runs is real, its clock is
 set by hand, and its death lets go of its file of marks as the end of a process does.  Attempts of several processes lie in each
 other's way, for each stops between its operations and goes on later.
 """

@@ -126,7 +126,7 @@ MUTANTS: Final = (
     Mutant("PIN_MOVES", "history", (), "INV-04", "pin==before"),
     Mutant("PRUNE_ANYWHERE", "history", (), "INV-05", "kind[first]==2"),
     Mutant("WALK_BACK_NONCONFORMING", "history", (), "INV-04", "head_torn"),
-    Mutant("RESTORE_UNVALIDATED", "history", (), "INV-04", "state[target[r]]!=breaks"),
+    Mutant("RESTORE_UNVALIDATED", "history", (), "INV-04", "was!=breaks"),
     Mutant("LAST_GOOD_IS_HEAD", "history", (), "INV-04", "good<probation"),
 )
 

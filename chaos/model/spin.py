@@ -76,7 +76,7 @@ def compiled(  # noqa: PLR0913 - what a verifier is made for
     for source in MODELS.glob("*.h"):
         shutil.copy(source, directory)
     _run(["spin", "-a", *(f"-D{setting}" for setting in settings), f"{model}.pml"], directory)
-    kind = [*([] if live else ["-DSAFETY"]), *([] if reduced else ["-DNOREDUCE"])]
+    kind = [f"-DOF_{model}", *([] if live else ["-DSAFETY"]), *([] if reduced else ["-DNOREDUCE"])]
     _run(["gcc", "-w", effort, *kind, *flags, f"-DMEMLIM={MEGABYTES_MAX}", "-o", "pan", "pan.c"], directory)
     return directory / "pan"
 

@@ -91,6 +91,7 @@ def intent(attempt_id: str) -> bytes:
 def damaged(user: bytes, version: int) -> bytes:
     """The bytes of a head that could not be read, moved aside by the commit that replaced it as `version`.
 
+    Where an earlier one lies there already, the next number that is free is taken.
     With b"" and a generation: those of the global breaker that it replaced.
     """
     return DAMAGED + user + b"\0" + version.to_bytes(8, "big")

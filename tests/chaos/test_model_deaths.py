@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from chaos.model import graph, tied
-from chaos.model.drive import step
-from chaos.model.world import Told, World, durable, hooked
+from chaos.model.process import hooked
+from chaos.model.worlds.reset import Told, World, durable
 from statemachine import BodyWeight, Store
 from statemachine.testing import CountingIds, ManualClock
 
@@ -42,7 +42,7 @@ def dies(path: str, way: list[tuple[str, int]], processes: int, attempts: int) -
     with hooked():
         world = World(Path(path), known, (1, 1))
         for action, who in way:
-            step(world, action, who)
+            world.step(action, who)
         sys.stdout.buffer.write(msgspec.json.encode(world.told()))
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from chaos.model import graph, obligations, spin, tied
-from chaos.model.drive import drive, moves
-from chaos.model.world import Difference
+from chaos.model.drive import Driven
+from chaos.model.drive import drive as drive_in
+from chaos.model.process import Difference
+from chaos.model.worlds import reset
+from chaos.model.worlds.reset import moves
 from statemachine import InvalidTransition, breaker
 from statemachine.machine import NEXT, TABLE, Phase
 from statemachine.marks import RUNNING
@@ -35,6 +39,11 @@ pytestmark = pytest.mark.skipif(
 
 
 STEPS = 5_000
+
+
+def drive(explored: Graph, steps_max: int | None = None) -> Driven:
+    """In the world of reset.pml, at the thresholds of all graphs here."""
+    return drive_in(explored, partial(reset.World, thresholds=(1, 1)), steps_max=steps_max)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +172,16 @@ def test_each_branch_that_is_demanded_has_a_number_of_its_own() -> None:
         assert len(numbers) == len(set(numbers)) > 10
 
 
+def test_a_branch_that_no_drive_takes_is_told() -> None:
+    """And one that is said not to be taken, and is; and too few edges."""
+    all_seen = dict.fromkeys(obligations.witnesses("history").values(), 1)
+    revoked, pruned = (obligations.witnesses("history")[name] for name in ("revoked", "pruned"))
+    assert tied._lacking("history", {**all_seen, revoked: 0}, 5, 5) == ""
+    assert tied._lacking("history", {**all_seen, revoked: 0, pruned: 0}, 5, 5) == "never driven: pruned"
+    assert tied._lacking("history", all_seen, 5, 5) == "driven, and said not to be: revoked"
+    assert tied._lacking("history", {**all_seen, revoked: 0}, 4, 5) == "4 edges were driven, fewer than 5"
+
+
 def test_a_mutant_that_nothing_refutes_is_no_success() -> None:
     """The check itself can fail: a safeguard that the model does not know, and one refuted by another property."""
     harmless = obligations.Mutant("OF_NOTHING", "history", ("FLIPS=0", "RULES=0", "NV=2"), "INV-01", "moved_aside")
@@ -219,7 +238,7 @@ def at_bounds(searched: obligations.Claim | obligations.Mutant) -> dict[str, int
     text += (spin.MODELS / "common.pml").read_text(encoding="utf-8")
     set_to = dict(setting.split("=") for setting in searched.settings if "=" in setting)
     found = {name: int(number) for name, number in (dict(BOUND.findall(text)) | set_to).items()}
-    return found if searched.model != "reset" else {"NB": found["NA"], **found}
+    return found if searched.model not in ("reset", "containment") else {"NB": found["NA"], **found}
 
 
 def within(mutant: obligations.Mutant, claim: obligations.Claim) -> bool:

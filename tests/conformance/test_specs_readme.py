@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from chaos.model import obligations, spin
+from chaos.model import obligations, spin, tied
 
 SPECS: Final = Path(__file__).parents[2] / "specs"
 DOCUMENT: Final = (SPECS / "README.md").read_text(encoding="utf-8")
@@ -35,13 +35,22 @@ def test_bounds_are_those_of_the_models() -> None:
     """Both ways: each with its default."""
     told = {model(name): dict(re.findall(r"\b([A-Z]{1,8}) (\d+)\b", text)) for name, text in table("model")}
     found = {path.stem: dict(BOUND.findall(path.read_text(encoding="utf-8"))) for path in SPECS.glob("*.pml")}
-    assert found["reset"].pop("NB") == "NA"
+    assert found["reset"].pop("NB") == found["containment"].pop("NB") == "NA"
     assert told == found
 
 
 def test_claims_are_those_that_are_checked() -> None:
     assert [(name, model(file), kind) for name, file, kind in table("claim")] == [
         (claim.name, claim.model, "on every run" if claim.live else "in every state") for claim in obligations.CLAIMS]
+
+
+def test_drives_are_those_that_are_made() -> None:
+    """In their order, each with its edges; and what none of them takes is a branch of its model."""
+    assert [(name, model(file), int(edges.replace(",", ""))) for name, file, edges in table("drive")] == [
+        (drive.name, drive.model, drive.edges) for drive in tied.DRIVES]
+    told = {(name, model(file)) for name, file, why in table("not driven") if why}
+    assert told == {(name, model) for model, names in tied.NOT_DRIVEN.items() for name in names}
+    assert all(name in obligations.witnesses(model) for name, model in told)
 
 
 def test_safeguards_are_those_that_are_removed() -> None:
