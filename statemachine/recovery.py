@@ -60,7 +60,7 @@ def _state_of(store: Store, user: str, version: int) -> Any:
         loaded = store.load(user, version)
     except (StoreCorrupt, VersionPruned):
         pin = _pinned(store, user_key(user))
-        if pin is None or pin.version != version:
+        if pin is None or pin.version != version or not version:  # the pin of a first state is empty
             raise
         return store.estimator.decode(pin.state)
     return loaded.state if loaded else None

@@ -91,6 +91,15 @@ def test_the_last_known_good_is_restored_though_it_was_pruned(tmp_path: Path) ->
         assert manager.restore("u", to_version=good, **BY).outcome == "committed"
 
 
+def test_nothing_is_restored_from_before_the_first_state(tmp_path: Path) -> None:
+    """The pin of a first state says version 0 and holds nothing: asked for that, it was decoded."""
+    with Store.open(tmp_path / "s") as store:
+        manager = ResetManager(store)
+        Processor(manager).process(weighed(0))
+        with pytest.raises(VersionPruned):
+            manager.restore("u", to_version=0, **BY)
+
+
 def test_a_damaged_pin_restores_nothing(tmp_path: Path) -> None:
     """The error is still that of the log."""
     with Store.open(tmp_path / "s") as store:
