@@ -467,11 +467,14 @@ def test_an_attempt_committed_by_many_threads_at_once_ends_once(tmp_path: Path) 
 
 
 def test_no_lmdb_transaction_for_writing_leaves_the_modules_that_end_it(tmp_path: Path) -> None:
-    """The engine begins one, the committer is given one, a new file is filled in one; the thread that began it ends it."""
+    """The engine begins one, the committer is given one, a new file is filled in one, and a disk is measured by some.
+
+    The thread that began it ends it.
+    """
     root = Path(__file__).parents[2] / "statemachine"
     using = {path.relative_to(root).as_posix() for path in root.rglob("*.py")
              if any(text in path.read_text(encoding="utf-8") for text in ("write=True", "engine.write("))}
-    assert using == {"store/engine.py", "store/committer.py", "store/making.py"}
+    assert using == {"store/engine.py", "store/committer.py", "store/making.py", "store/disk.py"}
 
 
 def test_store_unavailable_is_what_a_child_of_a_fork_gets(tmp_path: Path) -> None:
