@@ -158,12 +158,17 @@ def test_killed_at_any_instant(whole: tuple[Path, bytes], file: Path, tmp_path: 
     """The command itself, killed at random: old or new each time, and run once more it is new."""
     rng = random.Random(5)
     command = [sys.executable, "-m", "statemachine.cli", "rebuild", USER, "--from", str(file), *BY, "--store"]
-    landed = 0
-    for number in range(4):
+    landed, taken_s = 0, 1.0
+    for number in range(5):
         copy = tmp_path / f"copy-{number}"
         shutil.copytree(whole[0], copy)
+        began_s = time.monotonic()
         victim = subprocess.Popen([*command, str(copy)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.3, 1.2))
+        if number == 0:  # one to its end, to know how long that takes here
+            victim.wait()
+            taken_s = time.monotonic() - began_s
+        else:
+            time.sleep(rng.uniform(0.2, 0.9) * taken_s)
         if victim.poll() is None:
             victim.send_signal(signal.SIGKILL)
             landed += 1
