@@ -253,8 +253,9 @@ def test_retention_keeps_the_newest_versions_readable(tmp_path: Path, versions_m
                     with pytest.raises(VersionPruned) as caught:
                         store.load("u", version)
                     assert (caught.value.first, caught.value.last) == (first, newest)
+                kept = written.manager.last_known_good("u")  # the pin of the reset has it, whatever the log has dropped
                 with pytest.raises(VersionPruned):
-                    written.manager.restore("u", to_version=first - 1, **BY)
+                    written.manager.restore("u", to_version=first - 1 if first - 1 != kept else first - 2, **BY)
             written.restore(max(first, newest - turn))
         assert len(firsts) > 2
         now = store.head("u")
