@@ -298,7 +298,7 @@ class Engine:
 
     def forget_in_child(self) -> None:
         """In a forked child: close the locks, so that the child keeps neither a turn nor the store from others."""
-        self._turns.close()
+        self._turns.forget()
         self._leave_directory()
 
     def check(self) -> None:

@@ -35,6 +35,7 @@ class Turns:
         self._idle: list[int] = []
         self._files: dict[int, os.stat_result] = {}
         self._hidden: int | None = None
+        self._closed = False
 
     def take(self, *, make: bool = True) -> Turn:
         """A turn, for a `with` block; StoreBusy after the longest wait.  Without `make` the lock's file must be there."""
@@ -54,10 +55,18 @@ class Turns:
             self.end(writer)
 
     def close(self) -> None:
-        """Let go of every file; in a forked child, whose parent keeps its turns."""
-        for writer in (*self._taken, *self._idle, *(() if self._hidden is None else (self._hidden,))):
-            os.close(writer)
-        self._taken, self._idle, self._files, self._hidden = {}, [], {}, None
+        """Let go of every file that no thread has a turn by; whoever has one closes it at its end."""
+        self._closed = True
+        for writer in (*self._idle, *(() if self._hidden is None else (self._hidden,))):
+            self._close(writer)
+        self._idle, self._hidden = [], None
+
+    def forget(self) -> None:
+        """In a forked child, whose parent keeps its turns: let go of every file."""
+        taken, self._taken = self._taken, {}
+        for writer in taken:
+            self._close(writer)
+        self.close()
 
     def open(self, *, make: bool) -> int:
         """A descriptor for this thread's turn."""
@@ -108,7 +117,7 @@ class Turns:
             return
         fcntl.flock(writer, fcntl.LOCK_UN)  # first: an interrupt may come after each of these
         self._taken.pop(writer, None)
-        if self._hidden is None:
+        if self._hidden is None and not self._closed:
             self._idle.append(writer)
         else:
             self._close(writer)
