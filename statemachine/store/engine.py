@@ -113,11 +113,10 @@ class _Reading:
             engine._enter(self)  # noqa: SLF001 - a part of the engine
             engine._footing.check()  # noqa: SLF001
             self._txn = engine._begin_reading(self)  # noqa: SLF001
-        except lmdb.Error as error:
+        except BaseException as error:
             engine._left(self)  # noqa: SLF001
-            raise translated(error, "reading", engine.path) from error
-        except BaseException:
-            engine._left(self)  # noqa: SLF001
+            if isinstance(error, lmdb.Error):
+                raise translated(error, "reading", engine.path) from error
             raise
         return self._txn
 
